@@ -1,0 +1,42 @@
+# make demo   the whole mini study, from study file to report
+# make ui     Dagster's web interface on 127.0.0.1:3000
+# make test   lint and tests
+# Each works alone on a fresh machine; the first one installs.
+
+PYTHON ?= python3
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+
+export DAGSTER_HOME := $(CURDIR)
+export PERSONA_ASSETS_DATA ?= $(CURDIR)/data
+export PERSONA_ASSETS_DAGSTER ?= $(PERSONA_ASSETS_DATA)/dagster
+
+.PHONY: install demo ui test lint clean
+.DEFAULT_GOAL := demo
+
+install: $(VENV)/.installed
+
+# torch first and by itself: its pinned release decides which build the others settle on.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/persona-assets run --study mini --workers $(WORKERS)
+
+ui: install
+	mkdir -p $(PERSONA_ASSETS_DAGSTER)
+	$(BIN)/dagster dev --workspace $(CURDIR)/workspace.yaml --host 127.0.0.1 --port 3000
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(PERSONA_ASSETS_DATA)/store $(PERSONA_ASSETS_DATA)/registry $(PERSONA_ASSETS_DAGSTER)

@@ -1,0 +1,1 @@
+"""persona_assets: a Dagster asset graph for persona fine-tuning experiments."""

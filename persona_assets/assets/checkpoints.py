@@ -1,0 +1,139 @@
+"""Group ``checkpoints``: adapters trained here, and those carried over from an earlier study."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import polars as pl
+
+from persona_assets import hub
+from persona_assets.assets.base import Made, Task
+from persona_assets.assets.evaluation import measure, resident_base
+from persona_assets.assets.metadata import inline_plot
+from persona_assets.audit import Audit, audit
+from persona_assets.questions.bank import from_frame
+from persona_assets.residency import resident_tokenizer
+from persona_assets.store import write_atomically
+from persona_assets.study import HubRegistry, TrainingRecipe
+from persona_assets.training.checkpoints import FolderRegistry, adapter_hash, fits_base
+from persona_assets.training.dataset import build_dataset
+
+
+def checkpoint(task: Task) -> Made:
+    """One cell's checkpoint, by the cell's origin."""
+    return _trained(task) if task.cell.origin == "trained" else _carried_over(task)
+
+
+def prior_checkpoint(task: Task) -> Made:
+    """The prior study's cell: trained by its own recipe, evaluated to averages, published."""
+    cell, questions = task.cell, from_frame(task.frame("question_bank"))
+    rows = build_dataset(
+        task.study,
+        cell,
+        questions,
+        task.frame("rationales", cell.condition),
+        resident_tokenizer(task.directory("tokenizer")),
+    )
+    losses = _train(task, rows, task.study.recipe(cell))
+    measured = measure(task, task.draft)
+    averages = (
+        measured.group_by("persona", "scaffold", maintain_order=True)
+        .agg(pl.col("is_correct").sum().alias("correct"), pl.len().alias("questions"))
+        .to_dicts()
+    )
+    (task.draft / "accuracies.json").write_text(json.dumps(averages, indent=1), "utf-8")
+    sha256 = registry(task).publish(cell.key, task.draft)
+    return Made(
+        audits=[_loss_fell(losses)],
+        summary={"registry_sha256": sha256, "steps": len(losses)},
+        metadata=_curve(losses),
+        data_version=adapter_hash(task.draft),
+    )
+
+
+def registry(task: Task) -> FolderRegistry:
+    """The local registry that the study's prior checkpoints are published to."""
+    return FolderRegistry(task.store.root.parents[1] / "registry" / task.study.name)
+
+
+def _trained(task: Task) -> Made:
+    rows = task.frame("training_dataset", task.key)
+    losses = _train(task, rows, task.study.training)
+    return Made(
+        audits=[_loss_fell(losses), fits_base(task.draft, task.directory("base_model"))],
+        summary=_checkpoint_summary(task, "trained here") | {"steps": len(losses)},
+        metadata=_curve(losses),
+        data_version=adapter_hash(task.draft),
+    )
+
+
+def _carried_over(task: Task) -> Made:
+    source = task.study.carry_over
+    if isinstance(source, HubRegistry):
+        cell = task.cell
+        folder = source.folder.format(source=cell.source, arm=cell.arm, seed=cell.seed)
+        patterns = [f"{folder}/*.safetensors*", f"{folder}/*.json"]
+        hub.fetch(source.repo, source.revision, patterns, task.draft)
+        for path in (task.draft / folder).iterdir():
+            path.rename(task.draft / path.name)
+        (task.draft / folder).rmdir()
+        return Made(summary=_checkpoint_summary(task, f"{source.repo} at {source.revision}"))
+    pinned = task.manifest("prior_checkpoint", task.key).summary["registry_sha256"]
+    registry(task).fetch(task.key, task.draft, expected=pinned)
+    return Made(
+        audits=[fits_base(task.draft, task.directory("base_model"))],
+        summary=_checkpoint_summary(task, f"local registry, {pinned}"),
+        data_version=adapter_hash(task.draft),
+    )
+
+
+def _train(task: Task, rows: pl.DataFrame, recipe: TrainingRecipe) -> list[float]:
+    """Train an adapter into the draft, with its log beside it; returns the loss of each step."""
+    from persona_assets.training.lora import train_adapter
+
+    log = train_adapter(
+        resident_base(task, recipe.dtype),
+        rows,
+        recipe,
+        task.cell.seed,
+        task.draft,
+        base_id=_base_id(task),
+    )
+    write_atomically(task.draft / "training_log.json", log.to_json())
+    return log.losses
+
+
+def _base_id(task: Task) -> str:
+    """The base as adapters name it: the hub's name, or the miniature model's content hash."""
+    base = task.study.base_model
+    if base.kind == "hub":
+        return base.repo
+    return f"miniature-{task.manifest('base_model').data_version[:16]}"
+
+
+def _checkpoint_summary(task: Task, source: str) -> dict[str, str]:
+    return {"origin": task.cell.origin, "source": source, "checkpoint_sha256": _sha256(task.draft)}
+
+
+def _sha256(folder: Path) -> str:
+    return adapter_hash(folder)
+
+
+def _loss_fell(losses: list[float]) -> Audit:
+    tenth = max(1, len(losses) // 10)
+    first, last = (math.fsum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
+    return audit(
+        "training_loss_fell",
+        math.isfinite(last) and last < first,
+        observed=f"mean loss {first:.4f} over the first {tenth} steps, {last:.4f} over the last",
+        threshold="finite, and lower at the end",
+        remedy="Look at the loss curve; lower the learning rate.",
+    )
+
+
+def _curve(losses: list[float]) -> dict:
+    from persona_assets.reporting.figures import loss_curve
+
+    return {"loss_curve": inline_plot(loss_curve(losses))}

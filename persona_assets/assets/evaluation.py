@@ -1,0 +1,109 @@
+"""Group ``evaluation``: per-question outcomes of the baseline and of every cell."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from persona_assets.assets.base import Made, Task
+from persona_assets.assets.metadata import table_preview
+from persona_assets.evaluation.outcomes import (
+    coverage_audit,
+    outcome_table,
+    outcomes_data_version,
+    reachability_audit,
+    truncation_audit,
+)
+from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.questions.bank import from_frame
+from persona_assets.residency import resident_model, resident_tokenizer, set_threads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def baseline_outcomes(task: Task) -> Made:
+    """The untrained model's outcomes."""
+    return _land(task, measure(task, None), None)
+
+
+def cell_outcomes(task: Task) -> Made:
+    """One cell's outcomes."""
+    folder = task.directory("checkpoint", task.key)
+    sha256 = task.manifest("checkpoint", task.key).data_version
+    return _land(task, measure(task, folder), sha256)
+
+
+def resident_base(task: Task, dtype: str) -> PreTrainedModel:
+    """The study's base model, resident in this process, with the study's threads."""
+    set_threads(task.study.compute.threads)
+    return resident_model(task.directory("base_model"), dtype)
+
+
+def measure(task: Task, checkpoint: Path | None) -> pl.DataFrame:
+    """The protocol's measurements of the base, or of the base under a checkpoint.
+
+    Args:
+        checkpoint: A folder with an adapter or with a merged model; None for the base itself.
+    """
+    from persona_assets.evaluation.engines.transformers import TransformersEngine
+    from persona_assets.evaluation.protocol import evaluate
+    from persona_assets.training.checkpoints import adapted, is_adapter
+
+    study, settings = task.study, task.study.evaluation
+    tokenizer = resident_tokenizer(task.directory("tokenizer"))
+    if checkpoint is None:
+        serving = nullcontext(resident_base(task, settings.dtype))
+    elif is_adapter(checkpoint):
+        serving = adapted(resident_base(task, settings.dtype), checkpoint)
+    else:
+        set_threads(study.compute.threads)
+        serving = nullcontext(resident_model(checkpoint, settings.dtype))
+    with serving as model:
+        engine = TransformersEngine(
+            model,
+            tokenizer,
+            max_rationale_tokens=settings.max_rationale_tokens,
+            batch_size=settings.batch_size,
+        )
+        return evaluate(
+            engine,
+            tokenizer,
+            study.personas,
+            [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"],
+            [SCAFFOLDS[name] for name in study.scaffolds],
+        )
+
+
+def _land(task: Task, measured: pl.DataFrame, checkpoint_sha256: str | None) -> Made:
+    study = task.study
+    frame = outcome_table(
+        measured,
+        study=study.name,
+        cell=task.cell if checkpoint_sha256 else None,
+        run_id=task.run_id,
+        checkpoint_sha256=checkpoint_sha256,
+        code_version=task.code_version,
+    )
+    task.write(frame, "outcomes")
+    bank = task.frame("question_bank", columns=["question_id", "split"])
+    questions = bank.filter(pl.col("split") == "eval")["question_id"].to_list()
+    accuracy = (
+        frame.group_by("scaffold", maintain_order=True).agg(pl.col("is_correct").mean()).rows()
+    )
+    return Made(
+        audits=[
+            coverage_audit(frame, study.personas, study.scaffolds, questions),
+            reachability_audit(frame),
+            truncation_audit(frame),
+        ],
+        summary={"rows": frame.height}
+        | {f"accuracy_{scaffold}": round(value, 4) for scaffold, value in accuracy},
+        metadata=table_preview(
+            frame.select("persona", "scaffold", "question_id", "predicted_letter", "rationale")
+        ),
+        data_version=outcomes_data_version(frame),
+    )

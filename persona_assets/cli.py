@@ -1,0 +1,96 @@
+"""The command line: ``persona-assets run`` and ``persona-assets status``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from persona_assets import environment
+from persona_assets.store import Ref, Store, StoreError
+from persona_assets.study import Study, StudyError, load_study
+
+_STAGES = ("training_dataset", "prior_checkpoint", "checkpoint", "cell_outcomes")
+_MARKS = {"fresh": "✓", "stale": "stale", "failed": "FAILED", "missing": "·", None: ""}
+
+study_option = click.option(
+    "--study", default="mini", show_default=True, help="A file of data/studies, without .yaml."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="persona_assets")
+def main() -> None:
+    """A Dagster asset graph for persona fine-tuning experiments."""
+    environment.prepare()
+
+
+@main.command()
+@study_option
+@click.option("--cells", default="*", show_default=True, help="Glob over cell keys.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=min(os.cpu_count() or 1, 8),
+    show_default="one a processor, at most 8",
+    help="Resident worker processes.",
+)
+def run(study: str, cells: str, workers: int) -> None:
+    """Make what is not up to date, each cell its own Dagster run."""
+    from persona_assets import runner
+
+    _load(study)
+    try:
+        outcomes = runner.run(study, cells, workers, say=lambda line: click.echo(line))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    bad = {unit: o for unit, o in outcomes.items() if o.status in ("failed", "skipped")}
+    store = Store(environment.store_dir(), study)
+    for asset, name in (("report", "report.html"), ("warehouse", "warehouse.duckdb")):
+        if store.manifest(Ref(asset)) is not None and not bad:
+            click.echo(f"{asset + ':':<10} {store.path(Ref(asset), name)}")
+    if bad:
+        failed = [str(unit) for unit, o in bad.items() if o.status == "failed"]
+        click.echo(f"failed: {', '.join(failed)}; skipped: {len(bad) - len(failed)}", err=True)
+        sys.exit(1)
+
+
+@main.command()
+@study_option
+def status(study: str) -> None:
+    """Cells × stages: what is landed and up to date."""
+    from persona_assets.graph import Freshness, Graph
+
+    loaded = _load(study)
+    graph = Graph(loaded)
+    freshness = Freshness(graph, Store(environment.store_dir(), study))
+    stages = [stage for stage in _STAGES if stage in graph.assets]
+    width = max(len(cell.key) for cell in loaded.cells)
+    try:
+        click.echo(" " * (width + 2) + "  ".join(stages))
+        for cell in loaded.cells:
+            marks = [_mark(graph, freshness, Ref(stage, cell.key)) for stage in stages]
+            row = "  ".join(f"{mark:^{len(s)}}" for mark, s in zip(marks, stages, strict=True))
+            click.echo(f"{cell.key:<{width}}  {row}".rstrip())
+        click.echo()
+        for name, asset in graph.assets.items():
+            states = [freshness.state(ref) for ref in asset.refs()]
+            counts = {state: states.count(state) for state in dict.fromkeys(states)}
+            text = ", ".join(f"{count} {state}" for state, count in counts.items())
+            click.echo(f"{name:<{width}}  {text}")
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _mark(graph, freshness, ref: Ref) -> str:
+    keys = graph.assets[ref.asset].keys or ()
+    return _MARKS[freshness.state(ref) if ref.key in keys else None]
+
+
+def _load(name: str) -> Study:
+    try:
+        return load_study(environment.study_file(name))
+    except StudyError as error:
+        known = ", ".join(environment.study_names())
+        raise click.ClickException(f"{error}\nStudies here: {known}") from error

@@ -1,0 +1,83 @@
+"""One Dagster code location a study: ``mini``, ``length_matched``, and any other study file.
+
+``workspace.yaml`` loads this module once a study, with the study's name as the attribute; the
+definitions of a study are built from ``data/studies/<name>.yaml`` when they are first asked for.
+Nothing heavy is imported here: torch, transformers and matplotlib wait inside the functions that
+need them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import dagster as dg
+
+from persona_assets import environment
+from persona_assets.assets import MAKERS
+from persona_assets.assets.base import build_asset, partitions_definition
+from persona_assets.graph import Graph
+from persona_assets.study import Study, load_study
+
+#: Job → the assets it materializes. One run of a job is one partition.
+JOBS = {
+    "inputs": ("tokenizer", "question_bank", "base_model"),
+    "rationales": ("rationales",),
+    "prior_checkpoints": ("prior_checkpoint",),
+    "baseline": ("baseline_outcomes",),
+    "cell": ("training_dataset", "checkpoint", "cell_outcomes"),
+    "contrasts": ("contrast_estimate",),
+    "aggregates": (
+        "multiplicity",
+        "loss_matrix",
+        "warehouse",
+        "forest_plot",
+        "loss_heatmap",
+        "report",
+    ),
+}
+
+_DESCRIPTIONS = {
+    "inputs": "What every cell stands on: tokenizer, questions, base model.",
+    "rationales": "The rationales of one condition.",
+    "prior_checkpoints": "The prior study's cells, published to the local registry.",
+    "baseline": "The untrained model on the whole evaluation grid.",
+    "cell": "One cell from training rows to outcomes: dataset, checkpoint, evaluation.",
+    "contrasts": "One registered contrast, once its cells have landed.",
+    "aggregates": "Everything that needs the whole grid: multiplicity, warehouse, report.",
+}
+
+
+def study_definitions(study: Study) -> dg.Definitions:
+    """The assets, checks and jobs of a study."""
+    graph = Graph(study)
+    store = environment.store_dir()
+    assets = [
+        build_asset(graph, asset, MAKERS[asset.name], store) for asset in graph.assets.values()
+    ]
+    return dg.Definitions(
+        assets=assets,
+        jobs=[
+            dg.define_asset_job(
+                job,
+                selection=[dg.AssetKey([study.name, name]) for name in names],
+                partitions_def=partitions_definition(graph.assets[names[0]]),
+                description=_DESCRIPTIONS[job],
+                tags={"study": study.name},
+            )
+            for job, names in JOBS.items()
+            if names[0] in graph.assets
+        ],
+        executor=dg.in_process_executor,
+    )
+
+
+@lru_cache
+def _load(name: str) -> dg.Definitions:
+    return study_definitions(load_study(environment.study_file(name)))
+
+
+def __getattr__(name: str) -> dg.Definitions:
+    """The definitions of the study ``name``, if the data folder has a file for it."""
+    if name.startswith("_") or not environment.study_file(name).is_file():
+        raise AttributeError(f"no study file {environment.study_file(name)}")
+    return _load(name)

@@ -1,0 +1,66 @@
+"""Where things are: one data folder, one Dagster home, both absolute, both from the environment.
+
+Relative paths in ``dagster.yaml`` resolve against the current folder, not against DAGSTER_HOME:
+started from elsewhere, a second, empty database would open silently. So every path is made
+absolute here, before Dagster reads any.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_PROJECT = Path(__file__).resolve().parents[1]
+
+#: Folder of studies, store, registry and Dagster's own storage.
+DATA = "PERSONA_ASSETS_DATA"
+#: Folder of Dagster's databases and compute logs; ``dagster.yaml`` refers to it.
+DAGSTER_STORAGE = "PERSONA_ASSETS_DAGSTER"
+#: A local folder with the ARC-Challenge JSONL files, read instead of the hub.
+ARC_DIR = "PERSONA_ASSETS_ARC_DIR"
+#: A local tokenizer folder, read instead of the base model's on the hub.
+TOKENIZER_DIR = "PERSONA_ASSETS_TOKENIZER_DIR"
+
+
+def prepare() -> None:
+    """Set the variables that are not set, and make the set ones absolute."""
+    data = Path(os.environ.get(DATA) or _PROJECT / "data").resolve()
+    storage = Path(os.environ.get(DAGSTER_STORAGE) or data / "dagster").resolve()
+    home = Path(os.environ.get("DAGSTER_HOME") or _PROJECT).resolve()
+    storage.mkdir(parents=True, exist_ok=True)
+    os.environ |= {DATA: str(data), DAGSTER_STORAGE: str(storage), "DAGSTER_HOME": str(home)}
+
+
+def data_dir() -> Path:
+    """The data folder, absolute."""
+    return Path(os.environ.get(DATA) or _PROJECT / "data").resolve()
+
+
+def study_file(name: str) -> Path:
+    """The study file of that name."""
+    return data_dir() / "studies" / f"{name}.yaml"
+
+
+def study_names() -> list[str]:
+    """The studies that the data folder has files for, sorted."""
+    return sorted(path.stem for path in (data_dir() / "studies").glob("*.yaml"))
+
+
+def store_dir() -> Path:
+    """The root of the stores of all studies."""
+    return data_dir() / "store"
+
+
+def local_folder(variable: str) -> Path | None:
+    """The folder that an environment variable names, or None if it is unset.
+
+    Raises:
+        FileNotFoundError: it is set and no folder; names variable and path.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    path = Path(value).resolve()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{variable} names {path}, which is no folder. Mend or unset it.")
+    return path

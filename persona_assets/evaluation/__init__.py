@@ -1,0 +1,1 @@
+"""Scaffolds, the rationale-then-letter protocol and the engines that run it."""

@@ -1,0 +1,459 @@
+"""The asset graph as plain data: for each asset its partitions, what each is made from, and why.
+
+Dagster's definitions, ``persona-assets run`` and ``status``, and the guards inside the assets all
+read this one table. Dagster's own ``code_version`` stales every partition of an asset at once; the
+``inputs_hash`` here is exact: it covers a partition's own slice of the study file, the source of
+the functions that make that arm, and the data versions of exactly its upstream partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.hashing import sha256_json, sha256_source
+from persona_assets.rationales.arms import ARMS
+from persona_assets.store import Ref, Store
+from persona_assets.study import LocalRegistry, Study
+
+#: fresh: landed from what it would be made from now; stale: landed from something else;
+#: failed: landed, and a blocking check of it failed; missing: not landed.
+State = Literal["fresh", "stale", "failed", "missing"]
+Keys = tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One asset of a study.
+
+    Attributes:
+        name: The asset's name (its Dagster key is ``<study>/<name>``).
+        group: The Dagster group.
+        kinds: Dagster's kind tags.
+        description: What a partition holds.
+        keys: Its partition keys, or None if it is not partitioned.
+        upstream: Key → the partitions that the partition is made from.
+        settings: Key → the slice of the study that it is made from (JSON-representable).
+        methods: Key → source hashes of functions and modules that this partition alone is made
+            by; shared machinery is covered by ``code_version``.
+        code_version: To be raised when the asset's shared machinery gives other results.
+    """
+
+    name: str
+    group: str
+    kinds: frozenset[str]
+    description: str
+    keys: Keys
+    upstream: Callable[[str | None], tuple[Ref, ...]]
+    settings: Callable[[str | None], Any] = lambda key: None
+    methods: Callable[[str | None], tuple[str, ...]] = lambda key: ()
+    code_version: str = "1"
+
+    def refs(self) -> tuple[Ref, ...]:
+        """All of the asset's partitions."""
+        return (
+            (Ref(self.name),) if self.keys is None else tuple(Ref(self.name, k) for k in self.keys)
+        )
+
+
+class Graph:
+    """The assets of one study, in topological order."""
+
+    def __init__(self, study: Study):
+        self.study = study
+
+    @cached_property
+    def assets(self) -> Mapping[str, Asset]:
+        """Every asset by name, upstream ones first."""
+        return {asset.name: asset for asset in _assets(self.study)}
+
+    def upstream(self, ref: Ref) -> tuple[Ref, ...]:
+        """The partitions that a partition is made from."""
+        return self.assets[ref.asset].upstream(ref.key)
+
+    def key_mapping(self, asset: str, upstream: str) -> dict[str, set[str]]:
+        """Upstream key → the keys of ``asset`` made from it, for two partitioned assets."""
+        mapping: dict[str, set[str]] = {}
+        for key in self.assets[asset].keys or ():
+            for ref in self.assets[asset].upstream(key):
+                if ref.asset == upstream and ref.key is not None:
+                    mapping.setdefault(ref.key, set()).add(key)
+        return mapping
+
+    def upstream_assets(self, asset: str) -> tuple[str, ...]:
+        """Names of the assets that any partition of ``asset`` is made from, upstream first."""
+        node = self.assets[asset]
+        names = {ref.asset for key in node.keys or (None,) for ref in node.upstream(key)}
+        return tuple(name for name in self.assets if name in names)
+
+
+@dataclass
+class Freshness:
+    """Which partitions are landed and up to date, as of when it was asked first.
+
+    Answers are kept, so that a question about the whole study reads each manifest once: make a
+    new one after something has landed.
+    """
+
+    graph: Graph
+    store: Store
+
+    def __post_init__(self) -> None:
+        self._states: dict[Ref, tuple[State, str]] = {}
+        self._manifests: dict[Ref, Any] = {}
+
+    def manifest(self, ref: Ref):
+        """The partition's manifest or None, read once."""
+        if ref not in self._manifests:
+            self._manifests[ref] = self.store.manifest(ref)
+        return self._manifests[ref]
+
+    def state(self, ref: Ref) -> State:
+        """The partition's state."""
+        return self._state(ref)[0]
+
+    def why(self, ref: Ref) -> str:
+        """The state in words: for a stale partition, what changed."""
+        return self._state(ref)[1]
+
+    def inputs(self, ref: Ref) -> dict[str, Any]:
+        """What a partition would be made from now: hashed by :meth:`inputs_hash`.
+
+        Raises:
+            KeyError: an upstream partition has not landed.
+        """
+        asset = self.graph.assets[ref.asset]
+        return {
+            "code_version": asset.code_version,
+            "settings": asset.settings(ref.key),
+            "methods": list(asset.methods(ref.key)),
+            "upstream": self.upstream_versions(ref),
+        }
+
+    def upstream_versions(self, ref: Ref) -> dict[str, str]:
+        """Data version of each upstream partition, by ``str(Ref)``.
+
+        Raises:
+            KeyError: an upstream partition has not landed.
+        """
+        versions = {}
+        for upstream in self.graph.upstream(ref):
+            manifest = self.manifest(upstream)
+            if manifest is None:
+                raise KeyError(str(upstream))
+            versions[str(upstream)] = manifest.data_version
+        return versions
+
+    def inputs_hash(self, ref: Ref) -> str:
+        """Hash of :meth:`inputs`."""
+        return sha256_json(self.inputs(ref))
+
+    def _state(self, ref: Ref) -> tuple[State, str]:
+        if ref not in self._states:
+            self._states[ref] = self._look(ref)
+        return self._states[ref]
+
+    def _look(self, ref: Ref) -> tuple[State, str]:
+        manifest = self.manifest(ref)
+        if manifest is None:
+            return "missing", f"{ref} has not landed"
+        for upstream in self.graph.upstream(ref):
+            state, why = self._state(upstream)
+            if state != "fresh":
+                return "stale", why
+        if self.inputs_hash(ref) != manifest.provenance.inputs_hash:
+            return "stale", f"{ref} was made from other {self._changed(ref, manifest)}"
+        if manifest.blocking_failures:
+            names = ", ".join(audit.name for audit in manifest.blocking_failures)
+            return "failed", f"{ref} failed its blocking checks: {names}"
+        return "fresh", f"{ref} is up to date"
+
+    def _changed(self, ref: Ref, manifest) -> str:
+        now, then = self.upstream_versions(ref), manifest.provenance.upstream
+        changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
+        if manifest.provenance.code_version != self.graph.assets[ref.asset].code_version:
+            changed.append("code_version")
+        return ", ".join(changed) or "settings of the study file or functions of its arm"
+
+
+def _assets(study: Study) -> tuple[Asset, ...]:
+    """The table itself."""
+    cells = tuple(cell.key for cell in study.cells)
+    contrasts = tuple(contrast.key for contrast in study.contrast_list)
+    prior = isinstance(study.carry_over, LocalRegistry)
+    miniature = study.base_model.kind == "miniature"
+    bank, tokenizer, base = Ref("question_bank"), Ref("tokenizer"), Ref("base_model")
+    baseline = Ref("baseline_outcomes")
+    world = study.questions.model_dump(mode="json")
+    model = study.base_model.model_dump(mode="json")
+    training_settings = {"threads": study.compute.threads}
+
+    def condition(key: str | None) -> Ref:
+        return Ref("rationales", study.cell(key).condition)
+
+    def arm_settings(source: str, arm_name: str) -> dict[str, Any]:
+        return {
+            "seed": study.seed,
+            "writer": study.rationales.model_dump(mode="json"),
+            "arm": asdict(ARMS[arm_name]),
+            "source": source,
+            "system_prompt": study.personas[source],
+        }
+
+    def condition_settings(key: str | None) -> dict[str, Any]:
+        return arm_settings(*key.split("."))
+
+    def dataset_settings(key: str | None) -> dict[str, Any]:
+        cell = study.cell(key)
+        return arm_settings(cell.source, cell.arm) | {
+            "cell_seed": cell.seed,
+            "reference_only": cell.origin == "carry_over",
+        }
+
+    def checkpoint_upstream(key: str | None) -> tuple[Ref, ...]:
+        if study.cell(key).origin == "trained":
+            return (base, Ref("training_dataset", key))
+        return (base, Ref("prior_checkpoint", key)) if prior else (base,)
+
+    def checkpoint_settings(key: str | None) -> dict[str, Any]:
+        cell = study.cell(key)
+        if cell.origin == "trained":
+            recipe = study.training.model_dump(mode="json")
+            return {"recipe": recipe, "seed": cell.seed} | training_settings
+        return study.carry_over.model_dump(mode="json", exclude={"prior_training", "training"})
+
+    def prior_settings(key: str | None) -> dict[str, Any]:
+        return (
+            dataset_settings(key)
+            | training_settings
+            | evaluation_settings(None)
+            | {"recipe": study.carry_over.prior_training.model_dump(mode="json")}
+        )
+
+    def evaluation_settings(key: str | None) -> dict[str, Any]:
+        return training_settings | {
+            "personas": study.personas,
+            "scaffolds": [asdict(SCAFFOLDS[name]) for name in study.scaffolds],
+            "evaluation": study.evaluation.model_dump(mode="json", exclude={"batch_size"}),
+        }
+
+    def contrast_upstream(key: str | None) -> tuple[Ref, ...]:
+        feeding = study.contrast_cells(study.contrast(key))
+        return (baseline, *(Ref("cell_outcomes", cell.key) for cell in feeding))
+
+    def contrast_settings(key: str | None) -> dict[str, Any]:
+        return {
+            "contrast": asdict(study.contrast(key))
+            | {"equivalence": [t.model_dump() for t in study.contrast(key).equivalence]},
+            "inference": study.inference.model_dump(mode="json"),
+            "personas": list(study.personas),
+            "seed": study.seed,
+        }
+
+    def each(name: str, keys: tuple[str, ...]) -> tuple[Ref, ...]:
+        return tuple(Ref(name, key) for key in keys)
+
+    every_contrast = each("contrast_estimate", contrasts)
+    every_outcome = (baseline, *each("cell_outcomes", cells))
+
+    def fixed(*refs: Ref) -> Callable[[str | None], tuple[Ref, ...]]:
+        return lambda key: refs
+
+    table = [
+        Asset(
+            "tokenizer",
+            "inputs",
+            frozenset({"huggingface"}),
+            "The base model's tokenizer and chat template. An asset of its own, so that training "
+            "data depends on it and not on gigabytes of weights.",
+            None,
+            fixed(),
+            lambda key: world | {"seed": study.seed} if miniature else model,
+            lambda key: (
+                _module_hashes("training.miniature_tokenizer", "questions.miniature")
+                if miniature
+                else ()
+            ),
+        ),
+        Asset(
+            "question_bank",
+            "inputs",
+            frozenset({"polars", "parquet"}),
+            "Train and eval questions with normalised labels and identity hashes.",
+            None,
+            fixed(),
+            lambda key: world | ({"seed": study.seed} if miniature else {}),
+            lambda key: _module_hashes("questions.miniature") if miniature else (),
+        ),
+        Asset(
+            "base_model",
+            "inputs",
+            frozenset({"pytorch", "safetensors"}),
+            "The model that every adapter sits on: a snapshot at a pinned revision, or the "
+            "miniature model, trained from the study's seed and gated.",
+            None,
+            fixed(tokenizer, bank) if miniature else fixed(),
+            lambda key: model | ({"seed": study.seed} | training_settings if miniature else {}),
+            lambda key: _module_hashes("training.miniature") if miniature else (),
+        ),
+        Asset(
+            "rationales",
+            "training_data",
+            frozenset({"polars", "parquet"}),
+            "The written or constructed rationales of one condition (source × arm), with the "
+            "writer's accounting.",
+            study.conditions,
+            fixed(bank, tokenizer),
+            condition_settings,
+            lambda key: _rationale_methods(study, key.split(".")[1]),
+        ),
+        Asset(
+            "training_dataset",
+            "training_data",
+            frozenset({"polars", "parquet"}),
+            "One cell's training rows: text, token ids, loss mask, target letter. For carried-over "
+            "cells a reference, not what the checkpoint saw.",
+            cells,
+            lambda key: (bank, tokenizer, condition(key)),
+            dataset_settings,
+        ),
+    ]
+    if prior:
+        table.append(
+            Asset(
+                "prior_checkpoint",
+                "checkpoints",
+                frozenset({"pytorch", "safetensors"}),
+                "The prior study's cell: trained with its own recipe, evaluated into a table of "
+                "averages, published to the local registry that carry-over cells are fetched from.",
+                tuple(cell.key for cell in study.cells_of("carry_over")),
+                lambda key: (base, tokenizer, bank, condition(key)),
+                prior_settings,
+            )
+        )
+    table += [
+        Asset(
+            "checkpoint",
+            "checkpoints",
+            frozenset({"pytorch", "safetensors"}),
+            "One cell's LoRA adapter: trained here, or fetched at a pinned revision and verified "
+            "by hash, as the cell's origin says.",
+            cells,
+            checkpoint_upstream,
+            checkpoint_settings,
+        ),
+        Asset(
+            "baseline_outcomes",
+            "evaluation",
+            frozenset({"pytorch", "parquet"}),
+            "The untrained model on every persona × scaffold × question.",
+            None,
+            fixed(base, tokenizer, bank),
+            evaluation_settings,
+        ),
+        Asset(
+            "cell_outcomes",
+            "evaluation",
+            frozenset({"pytorch", "parquet"}),
+            "One cell on every persona × scaffold × question, one row each.",
+            cells,
+            lambda key: (base, tokenizer, bank, Ref("checkpoint", key)),
+            evaluation_settings,
+        ),
+        Asset(
+            "contrast_estimate",
+            "analysis",
+            frozenset({"numpy", "parquet"}),
+            "One registered macro contrast with its per-source rows, from exactly the cells that "
+            "feed it.",
+            contrasts,
+            contrast_upstream,
+            contrast_settings,
+        ),
+        Asset(
+            "multiplicity",
+            "analysis",
+            frozenset({"numpy", "parquet"}),
+            "Holm over the family of macro contrasts, and the equivalence tests.",
+            None,
+            fixed(*every_contrast),
+            lambda key: (
+                study.inference.model_dump(mode="json")
+                | {"contrasts": [contrast_settings(contrast)["contrast"] for contrast in contrasts]}
+            ),
+        ),
+        Asset(
+            "loss_matrix",
+            "analysis",
+            frozenset({"polars", "parquet"}),
+            "Mean loss of every arm under every scaffold, on both axes.",
+            None,
+            fixed(*every_outcome),
+            lambda key: {"personas": list(study.personas), "cells": cells},
+        ),
+        Asset(
+            "warehouse",
+            "report",
+            frozenset({"duckdb"}),
+            "The study's DuckDB database: every outcome, question, training row and estimate.",
+            None,
+            fixed(
+                bank,
+                *each("training_dataset", cells),
+                *each("checkpoint", cells),
+                *every_outcome,
+                *every_contrast,
+                Ref("multiplicity"),
+                Ref("loss_matrix"),
+            ),
+        ),
+        Asset(
+            "forest_plot",
+            "report",
+            frozenset({"matplotlib"}),
+            "The registered contrasts with both schemes' intervals and per-source estimates.",
+            None,
+            fixed(*every_contrast),
+            lambda key: {"contrasts": [contrast_settings(c)["contrast"] for c in contrasts]},
+        ),
+        Asset(
+            "loss_heatmap",
+            "report",
+            frozenset({"matplotlib"}),
+            "The loss matrix as a heatmap.",
+            None,
+            fixed(Ref("loss_matrix")),
+        ),
+        Asset(
+            "report",
+            "report",
+            frozenset({"html", "markdown"}),
+            "The study's report, rendered from the warehouse and the study file.",
+            None,
+            fixed(Ref("warehouse"), Ref("forest_plot"), Ref("loss_heatmap")),
+            lambda key: study.model_dump(mode="json"),
+        ),
+    ]
+    return tuple(table)
+
+
+def _rationale_methods(study: Study, arm: str) -> tuple[str, ...]:
+    """Source hashes of the writer, and of the function that constructs the arm's rationales."""
+    from persona_assets.rationales import construct
+
+    constructor = {"garbage": construct.garbage, "scrambled": construct.scrambled}
+    writer = _module_hashes(f"rationales.{study.rationales.writer}")
+    method = constructor.get(ARMS[arm].rationale)
+    return writer if method is None else (*writer, sha256_source(method))
+
+
+def _module_hashes(*names: str) -> tuple[str, ...]:
+    """Source hashes of this package's modules, read without importing what they import."""
+    package = Path(__file__).parent
+    return tuple(
+        sha256_source(package.joinpath(*name.split(".")).with_suffix(".py")) for name in names
+    )

@@ -1,0 +1,61 @@
+"""Content hashes: the one way this package names a thing by what is in it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def sha256_text(text: str) -> str:
+    """Hex SHA-256 of ``text`` in UTF-8 (64 characters)."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of ``value`` as canonical JSON (sorted keys, no spaces, no NaN).
+
+    Raises:
+        TypeError, ValueError: ``value`` is not representable as strict JSON.
+    """
+    return sha256_text(
+        json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+    )
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_lines(lines: Iterable[str]) -> str:
+    """Hex SHA-256 over an ordered sequence of strings, each ended by a newline."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode("utf-8") + b"\n")
+    return digest.hexdigest()
+
+
+def sha256_source(thing: Callable | Path) -> str:
+    """Hash of what a function, a class or a Python file does: its syntax tree less docstrings.
+
+    Comments, formatting and docstrings do not count, so that tidying up stales nothing.
+    """
+    text = thing.read_text("utf-8") if isinstance(thing, Path) else inspect.getsource(thing)
+    tree = ast.parse(textwrap.dedent(text))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+    return sha256_text(ast.dump(tree))

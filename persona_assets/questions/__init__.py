@@ -1,0 +1,1 @@
+"""Multiple-choice question banks: the miniature world and ARC-Challenge."""

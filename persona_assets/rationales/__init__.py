@@ -1,0 +1,1 @@
+"""Arms, rationale writers, length matching and audits of training data."""

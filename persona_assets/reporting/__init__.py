@@ -1,0 +1,1 @@
+"""Warehouse, figures and the report."""

@@ -1,0 +1,329 @@
+"""``persona-assets run``: a study, cell after cell, in resident worker processes.
+
+Each unit of work is one Dagster run on the instance of ``dagster.yaml``; the workers stay, so that
+a model is loaded once a process and not once a run. Units start as soon as what they are made from
+has landed. What is landed and up to date is not done again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import multiprocessing as mp
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+
+from persona_assets import environment
+from persona_assets.graph import Freshness, Graph
+from persona_assets.store import Ref, Store
+from persona_assets.study import load_study
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One Dagster run: a job, for one partition; ``refs`` is what it makes."""
+
+    job: str
+    key: str | None
+    refs: tuple[Ref, ...]
+
+    def __str__(self) -> str:
+        return self.key if self.job == "cell" else f"{self.job} {self.key or ''}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a unit."""
+
+    status: str  # done, fresh, failed, skipped
+    seconds: float = 0.0
+    error: str = ""
+    run_id: str = ""
+
+
+@dataclass
+class Plan:
+    """The units of a run, and for each the units that it waits for."""
+
+    units: list[Unit]
+    waits_for: dict[Unit, set[Unit]]
+    left_out: list[str] = field(default_factory=list)
+
+
+def plan(graph: Graph, store: Store, cells: str = "*") -> Plan:
+    """The units that make the cells matching the glob ``cells``, and what can follow from them.
+
+    A contrast is left out while any of its cells has neither landed nor is chosen, and so are the
+    aggregates: an estimate over fewer cells than its definition is never made.
+
+    Raises:
+        ValueError: no cell matches.
+    """
+    study = graph.study
+    chosen = [cell for cell in study.cells if fnmatch.fnmatchcase(cell.key, cells)]
+    if not chosen:
+        raise ValueError(
+            f"no cell of study {study.name} matches {cells!r}; keys are source.arm.seed, "
+            f"such as {study.cells[0].key}"
+        )
+    keys = {cell.key for cell in chosen}
+    freshness = Freshness(graph, store)
+    available = keys | {
+        cell.key
+        for cell in study.cells
+        if freshness.state(Ref("cell_outcomes", cell.key)) == "fresh"
+    }
+    from persona_assets.definitions import JOBS
+
+    conditions = {cell.condition for cell in chosen}
+    contrasts = [
+        contrast.key
+        for contrast in study.contrast_list
+        if {cell.key for cell in study.contrast_cells(contrast)} <= available
+    ]
+    wanted: dict[str, Iterable[str | None]] = {
+        "rationales": [c for c in study.conditions if c in conditions],
+        "prior_checkpoints": [cell.key for cell in chosen if cell.origin == "carry_over"],
+        "baseline": [None],
+        "cell": [cell.key for cell in chosen],
+        "contrasts": contrasts,
+        "aggregates": [None] if len(available) == len(study.cells) else [],
+    }
+    units = [Unit("inputs", None, (Ref(name),)) for name in JOBS["inputs"]]
+    for job, job_keys in wanted.items():
+        names = [name for name in JOBS[job] if name in graph.assets]
+        if names:
+            units += [Unit(job, key, tuple(Ref(n, key) for n in names)) for key in job_keys]
+    maker = {ref: unit for unit in units for ref in unit.refs}
+    waits_for = {
+        unit: {
+            maker[upstream]
+            for ref in unit.refs
+            for upstream in graph.upstream(ref)
+            if upstream in maker and maker[upstream] is not unit
+        }
+        for unit in units
+    }
+    left_out = [c.key for c in study.contrast_list if c.key not in contrasts]
+    if len(available) < len(study.cells):
+        left_out.append(f"the report ({len(study.cells) - len(available)} cells are missing)")
+    return Plan(units, waits_for, left_out)
+
+
+def run(
+    study_name: str, cells: str, workers: int, say: Callable[[str], None] = print
+) -> dict[Unit, Outcome]:
+    """Make what is not up to date, with ``workers`` processes; returns what became of each unit.
+
+    A unit whose worker dies is tried once more in a new worker; one that fails lets the units
+    that wait for it be skipped, and the others go on.
+    """
+    study = load_study(environment.study_file(study_name))
+    graph, store = Graph(study), Store(environment.store_dir(), study.name)
+    todo = plan(graph, store, cells)
+    freshness = Freshness(graph, store)
+    outcomes: dict[Unit, Outcome] = {
+        unit: Outcome("fresh")
+        for unit in todo.units
+        if all(freshness.state(ref) == "fresh" for ref in unit.refs)
+    }
+    for name in todo.left_out:
+        say(f"left out for want of cells: {name}")
+    pending = [unit for unit in todo.units if unit not in outcomes]
+    if pending:
+        say(f"{len(pending)} runs to do, {len(outcomes)} up to date; {workers} workers")
+        _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
+    else:
+        say(f"nothing to do: all {len(outcomes)} runs of study {study.name} are up to date")
+    return outcomes
+
+
+class _Worker:
+    """A resident process and the pipe to it."""
+
+    def __init__(self, study_name: str):
+        context = mp.get_context("spawn")  # torch's thread pools do not survive a fork
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, study_name), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.unit: Unit | None = None
+
+    def start(self, unit: Unit) -> None:
+        self.unit = unit
+        self.pipe.send(unit)
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.join(timeout=30)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+class _Dispatcher:
+    """Hands ready units to idle workers until none is left."""
+
+    def __init__(
+        self,
+        study_name: str,
+        todo: Plan,
+        outcomes: dict[Unit, Outcome],
+        say: Callable[[str], None],
+    ):
+        self.study_name, self.todo, self.outcomes, self.say = study_name, todo, outcomes, say
+        self.retried: set[Unit] = set()
+        self.progress = _Progress(todo, outcomes)
+
+    def drain(self, pending: list[Unit], count: int) -> None:
+        workers = [_Worker(self.study_name) for _ in range(min(count, len(pending)))]
+        try:
+            while pending or any(worker.unit for worker in workers):
+                self._skip_hopeless(pending)
+                for worker in workers:
+                    ready = next((unit for unit in pending if self._is_ready(unit)), None)
+                    if worker.unit is None and ready is not None:
+                        pending.remove(ready)
+                        worker.start(ready)
+                busy = {worker.pipe: worker for worker in workers if worker.unit}
+                for pipe in wait(list(busy)):
+                    worker = busy[pipe]
+                    if not self._receive(worker, pending):
+                        workers[workers.index(worker)] = _Worker(self.study_name)
+        finally:
+            for worker in workers:
+                worker.stop()
+
+    def _is_ready(self, unit: Unit) -> bool:
+        return all(
+            self.outcomes.get(other, Outcome("")).status in ("done", "fresh")
+            for other in self.todo.waits_for[unit]
+        )
+
+    def _skip_hopeless(self, pending: list[Unit]) -> None:
+        """Skip what waits for something that failed; repeated, since skips make skips."""
+        while hopeless := [
+            unit
+            for unit in pending
+            if any(
+                self.outcomes.get(other, Outcome("")).status in ("failed", "skipped")
+                for other in self.todo.waits_for[unit]
+            )
+        ]:
+            for unit in hopeless:
+                pending.remove(unit)
+                self._finish(unit, Outcome("skipped"))
+
+    def _receive(self, worker: _Worker, pending: list[Unit]) -> bool:
+        """Take a worker's result; False if the worker has died instead of giving one."""
+        unit, worker.unit = worker.unit, None
+        try:
+            self._finish(unit, worker.pipe.recv())
+            return True
+        except (EOFError, ConnectionError):
+            worker.process.join()
+            why = f"its worker died (exit code {worker.process.exitcode})"
+            _report_lost_runs(worker.process.pid)
+            if unit in self.retried:
+                self._finish(unit, Outcome("failed", error=f"{why}, twice"))
+            else:
+                self.retried.add(unit)
+                pending.insert(0, unit)
+                self.say(f"{unit}: {why}; it is tried once more")
+            return False
+
+    def _finish(self, unit: Unit, outcome: Outcome) -> None:
+        self.outcomes[unit] = outcome
+        self.say(self.progress.line(unit, outcome))
+
+
+class _Progress:
+    """Cells done, their rate, and the time that is left at that rate."""
+
+    def __init__(self, todo: Plan, outcomes: dict[Unit, Outcome]):
+        self.outcomes = outcomes
+        self.cells = [unit for unit in todo.units if unit.job == "cell"]
+        self.done_before = sum(unit in outcomes for unit in self.cells)
+        self.first_cell: float | None = None
+
+    def line(self, unit: Unit, outcome: Outcome) -> str:
+        now = time.monotonic()
+        if unit.job == "cell" and outcome.status == "done" and self.first_cell is None:
+            self.first_cell = now - outcome.seconds
+        finished = sum(cell in self.outcomes for cell in self.cells)
+        text = f"[{finished:>3}/{len(self.cells)} cells] {unit}  {outcome.status}"
+        if outcome.status == "done":
+            text += f" in {outcome.seconds:.1f} s"
+        if outcome.error:
+            text += f"\n{outcome.error}"
+        here = finished - self.done_before
+        if unit.job == "cell" and self.first_cell is not None and here:
+            rate = here / max(now - self.first_cell, 1e-9)
+            left = (len(self.cells) - finished) / rate
+            text += f"  ({60 * rate:.1f} cells/min, {left / 60:.1f} min left)"
+        return text
+
+
+def _work(pipe: Connection, study_name: str) -> None:
+    """A worker: makes units until its pipe is closed."""
+    import dagster as dg
+
+    environment.prepare()
+    from persona_assets.definitions import study_definitions
+
+    study = load_study(environment.study_file(study_name))
+    definitions = study_definitions(study)
+    graph, store = Graph(study), Store(environment.store_dir(), study.name)
+    with dg.DagsterInstance.get() as instance:
+        while True:
+            try:
+                unit = pipe.recv()
+            except (EOFError, KeyboardInterrupt):
+                return
+            try:
+                outcome = _make(unit, definitions, graph, store, instance)
+            except Exception:
+                outcome = Outcome("failed", error=traceback.format_exc())
+            pipe.send(outcome)
+
+
+def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
+    """One Dagster run over those of the unit's partitions that are not up to date."""
+    import dagster as dg
+
+    freshness = Freshness(graph, store)
+    assets = [ref.asset for ref in unit.refs if freshness.state(ref) != "fresh"]
+    if not assets:
+        return Outcome("fresh")
+    started = time.perf_counter()
+    result = definitions.resolve_job_def(unit.job).execute_in_process(
+        instance=instance,
+        partition_key=unit.key,
+        asset_selection=[dg.AssetKey([graph.study.name, asset]) for asset in assets],
+        raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        tags={"persona_assets/worker": str(os.getpid())},
+    )
+    seconds = time.perf_counter() - started
+    if result.success:
+        return Outcome("done", seconds, run_id=result.run_id)
+    errors = [
+        event.event_specific_data.error.to_string()
+        for event in result.all_events
+        if event.is_step_failure and event.event_specific_data.error
+    ]
+    return Outcome("failed", seconds, "\n".join(errors), result.run_id)
+
+
+def _report_lost_runs(pid: int | None) -> None:
+    """Mark the runs of a dead worker as failed, so that the UI does not show them running."""
+    import dagster as dg
+
+    unfinished = dg.RunsFilter(
+        tags={"persona_assets/worker": str(pid)}, statuses=[dg.DagsterRunStatus.STARTED]
+    )
+    with dg.DagsterInstance.get() as instance:
+        for lost in instance.get_runs(unfinished):
+            instance.report_run_failed(lost, "The worker process died.")

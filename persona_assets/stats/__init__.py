@@ -1,0 +1,1 @@
+"""Losses, contrasts, bootstrap, multiplicity and equivalence."""

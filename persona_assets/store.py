@@ -1,0 +1,321 @@
+"""The store: where partitions land, atomically, each with a manifest that is written last.
+
+Layout under the root, one folder a partition::
+
+    <study>/<asset>/<partition>/manifest.json         what has landed; replaced atomically
+    <study>/<asset>/<partition>/<version>/<files>     immutable, named by the hash of its files
+
+(An unpartitioned asset has no partition folder.) A partition counts as landed when its manifest
+exists; files without one are debris of a killed run and are never read. A new version stands
+beside the old one until the manifest moves over, so that nothing landed is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from persona_assets.audit import Audit
+from persona_assets.hashing import sha256_file, sha256_json
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One partition of one asset; ``key`` is None for an unpartitioned asset."""
+
+    asset: str
+    key: str | None = None
+
+    def __str__(self) -> str:
+        return self.asset if self.key is None else f"{self.asset}[{self.key}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Which run made a partition, from what, with what.
+
+    Attributes:
+        run_id: The Dagster run.
+        inputs_hash: Hash of everything the partition was made from (see ``graph.inputs_hash``).
+        upstream: Data version of each upstream partition, by ``str(Ref)``.
+        study_hash: Content hash of the study file.
+        code_version: The asset's code version.
+        software: Versions of the packages that the results depend on.
+    """
+
+    run_id: str
+    inputs_hash: str
+    upstream: dict[str, str]
+    study_hash: str
+    code_version: str
+    software: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What landed: written last, read first.
+
+    Attributes:
+        ref: The partition.
+        data_version: Hash of the content; equal content has an equal version.
+        version: The folder the files are in: the hash of their names and bytes.
+        files: SHA-256 and size in bytes of each file, by name.
+        audits: What the asset's checks found.
+        summary: A few values worth showing (row counts, seconds, …), JSON-representable.
+        provenance: Which run made it, from what.
+        landed_at: UTC, ISO 8601.
+    """
+
+    ref: Ref
+    data_version: str
+    version: str
+    files: dict[str, dict[str, Any]]
+    audits: tuple[Audit, ...]
+    summary: dict[str, Any]
+    provenance: Provenance
+    landed_at: str
+
+    @property
+    def blocking_failures(self) -> tuple[Audit, ...]:
+        """The audits on account of which consumers must refuse the partition."""
+        return tuple(audit for audit in self.audits if audit.blocks)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError: it is no manifest.
+        """
+        raw = json.loads(text)
+        return cls(
+            **{
+                **raw,
+                "ref": Ref(**raw["ref"]),
+                "audits": tuple(Audit(**audit) for audit in raw["audits"]),
+                "provenance": Provenance(**raw["provenance"]),
+            }
+        )
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON with sorted keys."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+
+
+class StoreError(RuntimeError):
+    """Something in the store is missing, damaged or cannot be written."""
+
+
+class Store:
+    """The landed partitions of one study, below ``root/<study>``.
+
+    Reading never sees a half-written partition; writing goes through :meth:`land`.
+    """
+
+    def __init__(self, root: Path, study: str):
+        self.root = root / study
+        self.study = study
+
+    def folder(self, ref: Ref) -> Path:
+        """The partition's folder, whether or not anything has landed in it."""
+        base = self.root / ref.asset
+        return base if ref.key is None else base / ref.key
+
+    def manifest(self, ref: Ref) -> Manifest | None:
+        """The partition's manifest, or None if it has not landed.
+
+        Raises:
+            StoreError: the manifest is damaged.
+        """
+        path = self.folder(ref) / "manifest.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"{path} cannot be read ({error}). Materialize {ref} again."
+            ) from error
+        try:
+            return Manifest.from_json(text)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(
+                f"{path} is damaged ({error!r}). Delete it and materialize {ref} again."
+            ) from error
+
+    def landed(self, ref: Ref) -> Manifest:
+        """The partition's manifest.
+
+        Raises:
+            StoreError: it has not landed.
+        """
+        manifest = self.manifest(ref)
+        if manifest is None:
+            raise StoreError(
+                f"{ref} of study {self.study} has not landed. Materialize {ref} first."
+            )
+        return manifest
+
+    def path(self, ref: Ref, name: str) -> Path:
+        """The path of a landed file, verified against the manifest's size and hash.
+
+        Raises:
+            StoreError: the partition has not landed, or the file is missing or damaged.
+        """
+        manifest = self.landed(ref)
+        path = self.folder(ref) / manifest.version / name
+        _verify(path, manifest.files[name], ref)
+        return path
+
+    def directory(self, ref: Ref) -> Path:
+        """The folder of all of a landed partition's files, each verified as in :meth:`path`."""
+        manifest = self.landed(ref)
+        folder = self.folder(ref) / manifest.version
+        for name, entry in manifest.files.items():
+            _verify(folder / name, entry, ref)
+        return folder
+
+    def frame(self, ref: Ref, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The partition's single Parquet file as a table."""
+        (name,) = (name for name in self.landed(ref).files if name.endswith(".parquet"))
+        return pl.read_parquet(self.path(ref, name), columns=list(columns) if columns else None)
+
+    @contextmanager
+    def draft(self, ref: Ref) -> Iterator[Path]:
+        """A temporary folder to write a partition's files into, removed afterwards.
+
+        :meth:`land` renames it into place; without that, nothing has happened.
+
+        Raises:
+            StoreError: the folder cannot be made; names the path.
+        """
+        folder = self.folder(ref)
+        draft = folder / f".draft-{uuid.uuid4().hex}"
+        try:
+            draft.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(f"{draft} cannot be made for {ref} ({error}).") from error
+        try:
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def land(
+        self,
+        ref: Ref,
+        draft: Path,
+        *,
+        provenance: Provenance,
+        audits: Sequence[Audit] = (),
+        summary: dict[str, Any] | None = None,
+        data_version: str | None = None,
+    ) -> Manifest:
+        """Move a draft into place and let the manifest point at it.
+
+        Args:
+            ref: The partition.
+            draft: The folder from :meth:`draft`, with at least one file in it.
+            provenance: Which run made it, from what.
+            audits: What the asset's checks found.
+            summary: Values worth showing.
+            data_version: Hash of the content where the files' bytes say more than the content
+                (run ids); the hash of the files by default.
+        """
+        names = sorted(str(p.relative_to(draft)) for p in draft.rglob("*") if p.is_file())
+        if not names:
+            raise StoreError(f"nothing was written for {ref}.")
+        files = {
+            name: {
+                "sha256": sha256_file(draft / name),
+                "bytes": (draft / name).stat().st_size,
+            }
+            for name in names
+        }
+        version = sha256_json(files)[:16]
+        target = self.folder(ref) / version
+        for name in names:
+            _fsync(draft / name)
+        if target.exists() and not _whole(target, files):
+            shutil.rmtree(_aside(target))
+        if not target.exists():
+            os.rename(draft, target)
+        manifest = Manifest(
+            ref=ref,
+            data_version=data_version or sha256_json(files),
+            version=version,
+            files=files,
+            audits=tuple(audits),
+            summary=summary or {},
+            provenance=provenance,
+            landed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_atomically(self.folder(ref) / "manifest.json", manifest.to_json())
+        return manifest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to a temporary file beside ``path``, flush it to disk, rename it."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _whole(folder: Path, files: dict[str, dict[str, Any]]) -> bool:
+    """Whether a version that was written before still holds exactly these files."""
+    return all(
+        (folder / name).is_file() and sha256_file(folder / name) == entry["sha256"]
+        for name, entry in files.items()
+    )
+
+
+def _aside(path: Path) -> Path:
+    aside = path.with_name(f".old-{uuid.uuid4().hex}")
+    os.rename(path, aside)
+    return aside
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _verify(path: Path, entry: dict[str, Any], ref: Ref) -> None:
+    try:
+        stat = path.stat()
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} is missing. Materialize {ref} again.") from error
+    if stat.st_size != entry["bytes"]:
+        raise StoreError(
+            f"{path} has {stat.st_size} bytes, its manifest says {entry['bytes']}. "
+            f"Materialize {ref} again."
+        )
+    found = _hash_once(path, stat.st_mtime_ns, stat.st_size)
+    if found != entry["sha256"]:
+        raise StoreError(
+            f"{path} has SHA-256 {found}, its manifest says {entry['sha256']}. "
+            f"Materialize {ref} again."
+        )
+
+
+@lru_cache(maxsize=4096)
+def _hash_once(path: Path, mtime_ns: int, size: int) -> str:
+    """The file's hash, computed once for each state of the file."""
+    return sha256_file(path)

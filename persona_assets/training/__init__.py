@@ -1,0 +1,1 @@
+"""Row encoding, LoRA training and the miniature base model."""

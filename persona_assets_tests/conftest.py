@@ -1,0 +1,48 @@
+"""Fixtures for all tests: study files of the project, and real data where a folder names it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from persona_assets import environment
+from persona_assets.study import Study, load_study
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def study_texts() -> dict[str, str]:
+    """The text of each study file of the project, by name."""
+    return {p.stem: p.read_text("utf-8") for p in (PROJECT / "data" / "studies").glob("*.yaml")}
+
+
+@pytest.fixture(scope="session")
+def mini() -> Study:
+    return load_study(PROJECT / "data" / "studies" / "mini.yaml")
+
+
+@pytest.fixture(scope="session")
+def length_matched() -> Study:
+    return load_study(PROJECT / "data" / "studies" / "length_matched.yaml")
+
+
+def _real_data(variable: str) -> Path:
+    folder = os.environ.get(variable)
+    if not folder:
+        pytest.skip(f"{variable} is not set: no real data here")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def arc_dir() -> Path:
+    """The folder with the published ARC-Challenge files."""
+    return _real_data(environment.ARC_DIR)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir() -> Path:
+    """The folder of the Qwen2.5 tokenizer."""
+    return _real_data(environment.TOKENIZER_DIR)

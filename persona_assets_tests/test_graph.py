@@ -1,0 +1,190 @@
+"""The graph table, and staleness that is exact."""
+
+from __future__ import annotations
+
+import pytest
+
+from persona_assets.audit import audit
+from persona_assets.graph import Freshness, Graph
+from persona_assets.store import Provenance, Ref, Store
+from persona_assets.study import parse_study
+
+
+@pytest.fixture(scope="module")
+def graph(mini) -> Graph:
+    return Graph(mini)
+
+
+def land(graph: Graph, store: Store, ref: Ref, content: str = "content", audits=()) -> None:
+    """Land a partition as its asset would, with ``content`` for its data."""
+    freshness = Freshness(graph, store)
+    with store.draft(ref) as draft:
+        (draft / "file").write_text(f"{ref} {content}")
+        store.land(
+            ref,
+            draft,
+            audits=audits,
+            provenance=Provenance(
+                "run",
+                freshness.inputs_hash(ref),
+                freshness.upstream_versions(ref),
+                graph.study.content_hash,
+                graph.assets[ref.asset].code_version,
+            ),
+        )
+
+
+def land_everything(graph: Graph, store: Store) -> None:
+    for asset in graph.assets.values():
+        for ref in asset.refs():
+            land(graph, store, ref)
+
+
+def stale(graph: Graph, store: Store) -> dict[str, set[str | None]]:
+    """The partitions that are not fresh, by asset."""
+    freshness = Freshness(graph, store)
+    return {
+        name: keys
+        for name, asset in graph.assets.items()
+        if (keys := {ref.key for ref in asset.refs() if freshness.state(ref) != "fresh"})
+    }
+
+
+def changed(study_text: str, before: str, after: str) -> Graph:
+    assert before in study_text
+    return Graph(parse_study(study_text.replace(before, after)))
+
+
+def test_every_edge_leads_to_a_partition_of_an_earlier_asset(graph, length_matched):
+    for each in (graph, Graph(length_matched)):
+        seen: set[str] = set()
+        for name, asset in each.assets.items():
+            for ref in asset.refs():
+                for upstream in each.upstream(ref):
+                    assert upstream.asset in seen, (ref, upstream)
+                    assert upstream in each.assets[upstream.asset].refs(), (ref, upstream)
+            seen.add(name)
+
+
+def test_partitions_follow_the_grid(graph, length_matched):
+    counts = {name: len(a.keys) for name, a in graph.assets.items() if a.keys is not None}
+    assert counts == {
+        "rationales": 22,
+        "training_dataset": 66,
+        "prior_checkpoint": 27,
+        "checkpoint": 66,
+        "cell_outcomes": 66,
+        "contrast_estimate": 8,
+    }
+    assert "prior_checkpoint" not in Graph(length_matched).assets
+
+
+def test_only_trained_checkpoints_are_made_from_datasets(graph, mini):
+    mapping = graph.key_mapping("checkpoint", "training_dataset")
+    assert mapping == {cell.key: {cell.key} for cell in mini.cells_of("trained")}
+    prior = graph.key_mapping("checkpoint", "prior_checkpoint")
+    assert prior == {cell.key: {cell.key} for cell in mini.cells_of("carry_over")}
+
+
+def test_a_contrast_is_made_from_exactly_its_cells(graph, mini):
+    for contrast in mini.contrast_list:
+        upstream = graph.upstream(Ref("contrast_estimate", contrast.key))
+        cells = {ref.key for ref in upstream if ref.asset == "cell_outcomes"}
+        assert cells == {cell.key for cell in mini.contrast_cells(contrast)}
+
+
+def test_what_has_not_landed_is_missing_and_what_stands_on_it_cannot_be_hashed(graph, tmp_path):
+    freshness = Freshness(graph, Store(tmp_path, "mini"))
+    assert freshness.state(Ref("tokenizer")) == "missing"
+    with pytest.raises(KeyError, match="tokenizer"):
+        freshness.inputs_hash(Ref("base_model"))
+
+
+@pytest.fixture(scope="module")
+def landed(graph, tmp_path_factory) -> Store:
+    store = Store(tmp_path_factory.mktemp("store"), "mini")
+    land_everything(graph, store)
+    return store
+
+
+def test_everything_landed_is_fresh(graph, landed):
+    assert stale(graph, landed) == {}
+
+
+def test_changed_training_recipe_stales_trained_cells_only(landed, study_texts, mini):
+    # The anchor is shared by both recipes: write the prior one out before changing the other.
+    text = study_texts["mini"].replace("prior_training: *recipe", "prior_training: *prior")
+    recipe = "{rank: 16, alpha: 32, learning_rate: 2.0e-3, epochs: 4, dtype: float32}"
+    text = text.replace("training: &recipe\n", "x: 1\ntraining: &recipe\n").replace("x: 1\n", "")
+    text = text.replace("prior_training: *prior", f"prior_training: {recipe}")
+    graph = changed(text, "  epochs: 4\n", "  epochs: 5\n")
+    trained = {cell.key for cell in mini.cells_of("trained")}
+    found = stale(graph, landed)
+    assert found["checkpoint"] == found["cell_outcomes"] == trained
+    assert not {"training_dataset", "rationales", "prior_checkpoint"} & found.keys()
+
+
+def test_added_persona_stales_evaluations_only(landed, study_texts, mini):
+    graph = changed(
+        study_texts["mini"],
+        "  villain:",
+        "  pilot: You are a pilot who flies planes.\n  villain:",
+    )
+    found = stale(graph, landed)
+    assert found["cell_outcomes"] == {cell.key for cell in mini.cells}
+    assert found["baseline_outcomes"] == {None}
+    untouched = {"tokenizer", "question_bank", "base_model", "rationales", "training_dataset"}
+    assert not untouched & found.keys()
+    assert {cell.key for cell in mini.cells_of("trained")}.isdisjoint(found.get("checkpoint", ()))
+
+
+def test_changed_title_stales_the_report_only(landed, study_texts):
+    graph = changed(study_texts["mini"], "title: Miniature", "title: Small")
+    assert stale(graph, landed) == {"report": {None}}
+
+
+def test_batch_size_stales_nothing_but_the_report(landed, study_texts):
+    graph = changed(study_texts["mini"], "batch_size: 1024", "batch_size: 512")
+    assert stale(graph, landed) == {"report": {None}}
+
+
+def test_same_content_again_stales_nothing(graph, tmp_path):
+    store = Store(tmp_path, "mini")
+    land_everything(graph, store)
+    land(graph, store, Ref("training_dataset", "librarian.garbage_cot.42"))
+    assert stale(graph, store) == {}
+
+
+def test_other_content_stales_exactly_what_is_made_from_it(graph, tmp_path, mini):
+    store = Store(tmp_path, "mini")
+    land_everything(graph, store)
+    cell = "librarian.garbage_cot.42"
+    land(graph, store, Ref("training_dataset", cell), "other rows")
+    found = stale(graph, store)
+    assert found["checkpoint"] == found["cell_outcomes"] == {cell}
+    assert found["contrast_estimate"] == {
+        c.key for c in mini.contrast_list if "garbage_cot" in (c.a, c.b)
+    }
+    assert "training_dataset" not in found
+    why = Freshness(graph, store).why(Ref("cell_outcomes", cell))
+    assert why == f"checkpoint[{cell}] was made from other training_dataset[{cell}]"
+
+
+def test_failed_blocking_check_makes_a_partition_unusable(graph, tmp_path):
+    store = Store(tmp_path, "mini")
+    land_everything(graph, store)
+    cell = "librarian.garbage_cot.42"
+    wrong = audit("letter_balance", False, observed="1", threshold="0", remedy="mend")
+    land(graph, store, Ref("training_dataset", cell), audits=[wrong])
+    freshness = Freshness(graph, store)
+    assert freshness.state(Ref("training_dataset", cell)) == "failed"
+    assert freshness.state(Ref("checkpoint", cell)) == "stale"
+    assert "letter_balance" in freshness.why(Ref("checkpoint", cell))
+
+
+def test_failed_warning_leaves_a_partition_usable(graph, tmp_path):
+    store = Store(tmp_path, "mini")
+    ref = Ref("tokenizer")
+    warning = audit("w", False, observed="1", threshold="0", remedy="look", blocking=False)
+    land(graph, store, ref, audits=[warning])
+    assert Freshness(graph, store).state(ref) == "fresh"

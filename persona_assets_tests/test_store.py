@@ -1,0 +1,154 @@
+"""The store: what has landed is whole, what has not is never read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+
+from persona_assets.audit import audit
+from persona_assets.store import Manifest, Provenance, Ref, Store, StoreError, write_atomically
+
+MADE_BY = Provenance("run-1", "inputs", {"question_bank": "v1"}, "study", "1", {"polars": "2"})
+
+
+def land(store: Store, ref: Ref, value: int, **more) -> Manifest:
+    with store.draft(ref) as draft:
+        pl.DataFrame({"value": [value]}).write_parquet(draft / "rows.parquet")
+        return store.land(ref, draft, provenance=MADE_BY, **more)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path, "study")
+
+
+REF = Ref("training_dataset", "librarian.garbage_cot.42")
+
+
+def test_what_lands_is_read_back(store):
+    assert store.manifest(REF) is None
+    finding = audit("a", False, observed="2", threshold="1", remedy="less", worst=["row"])
+    manifest = land(store, REF, 7, audits=[finding], summary={"rows": 1})
+    assert store.frame(REF)["value"].to_list() == [7]
+    assert store.manifest(REF) == manifest
+    assert manifest.blocking_failures == (finding,)
+    assert manifest.provenance == MADE_BY
+    assert store.directory(REF).name == manifest.version
+
+
+def test_equal_content_has_an_equal_version_wherever_it_lands(store):
+    first, other = land(store, REF, 7), land(store, Ref("training_dataset", "other"), 7)
+    assert first.data_version == other.data_version
+    assert land(store, REF, 8).data_version != first.data_version
+
+
+def test_a_new_version_leaves_the_old_files_to_their_readers(store):
+    old = store.folder(REF) / land(store, REF, 7).version
+    land(store, REF, 8)
+    assert pl.read_parquet(old / "rows.parquet")["value"].to_list() == [7]
+    assert store.frame(REF)["value"].to_list() == [8]
+
+
+def test_landing_the_same_again_heals_damaged_files(store):
+    manifest = land(store, REF, 7)
+    (store.folder(REF) / manifest.version / "rows.parquet").write_bytes(b"garbage")
+    assert land(store, REF, 7).version == manifest.version
+    assert store.frame(REF)["value"].to_list() == [7]
+
+
+def test_a_draft_that_is_not_landed_leaves_nothing(store):
+    def fail_after_writing() -> None:
+        with store.draft(REF) as draft:
+            (draft / "rows.parquet").write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_after_writing()
+    assert list(store.folder(REF).iterdir()) == []
+    assert store.manifest(REF) is None
+
+
+def test_an_empty_draft_does_not_land(store):
+    with store.draft(REF) as draft, pytest.raises(StoreError, match="nothing was written"):
+        store.land(REF, draft, provenance=MADE_BY)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damaged_files_are_named_not_used(store, damage):
+    manifest = land(store, REF, 7)
+    path = store.folder(REF) / manifest.version / "rows.parquet"
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content[:-1] if damage == "truncate" else content))
+    with pytest.raises(StoreError, match=r"rows\.parquet.*Materialize training_dataset\[libr"):
+        store.frame(REF)
+    with pytest.raises(StoreError, match=r"rows\.parquet"):
+        store.directory(REF)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"ref": 1}', "null"])
+def test_a_damaged_manifest_is_named(store, text):
+    land(store, REF, 7)
+    (store.folder(REF) / "manifest.json").write_text(text, "utf-8")
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+        store.manifest(REF)
+
+
+def test_what_has_not_landed_is_named(store):
+    with pytest.raises(StoreError, match=r"training_dataset\[librarian.*has not landed"):
+        store.landed(REF)
+
+
+def test_an_unwritable_store_names_the_path(tmp_path):
+    (tmp_path / "study").write_text("a file where a folder should be")
+    with (
+        pytest.raises(StoreError, match="cannot be made"),
+        Store(tmp_path, "study").draft(REF),
+    ):
+        pass
+
+
+def test_atomic_write_replaces_and_leaves_no_temporary(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "one")
+    write_atomically(path, "two")
+    assert path.read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+LANDING_LOOP = """
+import sys
+from pathlib import Path
+from persona_assets.store import Ref, Store
+from persona_assets_tests.test_store import REF, land
+store = Store(Path(sys.argv[1]), "study")
+for value in range(100_000):
+    land(store, REF, value)
+    print(value, flush=True)
+"""
+
+
+def test_killed_while_landing_the_store_stays_whole(tmp_path, store):
+    """SIGKILL at ten moments of a process that lands one version after another."""
+    values = []
+    for moment in range(10):
+        process = subprocess.Popen(
+            [sys.executable, "-c", LANDING_LOOP, str(tmp_path)], stdout=subprocess.PIPE
+        )
+        assert process.stdout.readline()
+        time.sleep(0.013 * moment)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        (value,) = store.frame(REF)["value"].to_list()
+        values.append(value)
+    assert len(set(values)) > 1, "every kill hit the same version: the loop did not run"
+    assert land(store, REF, -1).data_version == store.landed(REF).data_version

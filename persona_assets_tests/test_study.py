@@ -1,0 +1,200 @@
+"""Study files: the grid they give, and every way of getting one wrong."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persona_assets.study import StudyError, load_study, parse_study
+
+
+def test_grid_of_both_studies(mini, length_matched):
+    for study in (mini, length_matched):
+        assert len(study.cells) == 66
+        assert len(study.cells_of("trained")) == 39
+        assert len(study.cells_of("carry_over")) == 27
+        assert len({cell.key for cell in study.cells}) == 66
+        assert len(study.conditions) == 22
+        assert len(study.personas) == 11
+        assert len(study.contrast_list) == 8
+
+
+def test_trained_and_carry_over_cells_are_contiguous(mini):
+    origins = [cell.origin for cell in mini.cells]
+    assert origins == ["trained"] * 39 + ["carry_over"] * 27
+
+
+def test_no_cot_is_one_line_and_twelve_cells(study_texts):
+    text = study_texts["length_matched"].replace("# no_cot:", "no_cot:")
+    study = parse_study(text)
+    assert len(study.cells) == 78
+    assert len(study.cells_of("carry_over")) == 39
+
+
+def test_a_contrast_is_fed_by_24_cells_of_two_arms(mini):
+    for contrast in mini.contrast_list:
+        cells = mini.contrast_cells(contrast)
+        assert len(cells) == 24
+        assert {cell.arm for cell in cells} == {contrast.a, contrast.b}
+        assert {cell.source for cell in cells} == set(mini.sources)
+
+
+def test_contrast_over_unequal_sources_takes_the_shared_ones(study_texts):
+    text = study_texts["mini"].replace(
+        "  - {hypothesis: H4, a: contradicting_cot, b: generic_cot, axes: [bystander_leakage]}",
+        "  - {hypothesis: H4, a: generic_cot, b: generic_cot_correct, axes: [bystander_leakage]}",
+    )
+    study = parse_study(text)
+    assert {cell.source for cell in study.contrast_cells(study.contrast_list[-1])} == {"librarian"}
+
+
+def test_recipe_follows_the_origin(length_matched):
+    trained, carried = length_matched.cells[0], length_matched.cells[-1]
+    assert length_matched.recipe(trained).rank == 16
+    assert length_matched.recipe(carried).rank == 32
+    assert length_matched.recipe(carried).rslora
+
+
+def test_hash_is_of_content_not_of_wording(study_texts):
+    text = study_texts["mini"]
+    assert parse_study(text).content_hash == parse_study("# a comment\n" + text).content_hash
+    changed = parse_study(text.replace("seed: 186", "seed: 187"))
+    assert changed.content_hash != parse_study(text).content_hash
+
+
+WRONG = {
+    "unknown arm": (
+        "  garbage_cot: {origin",
+        "  garbge_cot: {origin",
+        "arms.garbge_cot",
+        "Did you mean",
+    ),
+    "source without persona": (
+        "sources: [software_engineer,",
+        "sources: [plumber,",
+        "sources.plumber",
+        "Known: ",
+    ),
+    "duplicated seed": ("seeds: [42, 137, 256]", "seeds: [42, 137, 42]", "seeds", "Keep one"),
+    "contrast over an absent arm": (
+        "a: persona_cot, b: garbage_cot",
+        "a: no_cot, b: garbage_cot",
+        "contrasts.2.a",
+        "add it to `arms`",
+    ),
+    "key with a slash": (
+        "  villain: You",
+        "  vil/lain: You",
+        "personas.vil/lain",
+        "lower-case letters",
+    ),
+    "key with a dot": ("  villain: You", "  vil.lain: You", "personas.vil.lain", "lower-case"),
+    "misspelt field": ("seeds: [42", "sedes: [42", "sedes", "mend its spelling"),
+    "missing field": ("seed: 186\n", "", "seed", "Add the field"),
+    "repeated key": ("name: mini", "name: mini\nname: other", "yaml", ""),
+    "registered scaffold not evaluated": (
+        "scaffold: persona_cot",
+        "scaffold: other",
+        "inference.scaffold",
+        "Add it to `scaffolds`",
+    ),
+    "two personas with one prompt": (
+        "You are a villain who plots to rule the world.",
+        "You are a helpful assistant.",
+        "personas.villain",
+        "Tell them apart",
+    ),
+    "arm's source that is no source": (
+        "sources: [librarian]}\n  generic_cot:",
+        "sources: [villain]}\n  generic_cot:",
+        "arms.generic_cot_correct.sources.villain",
+        "Known: ",
+    ),
+    "repeated contrast": (
+        "axes: [bystander_leakage]}\n\ncompute",
+        "axes: [bystander_leakage, bystander_leakage]}\n\ncompute",
+        "contrasts.4.axes",
+        "Keep one",
+    ),
+    "no carry_over section": ("carry_over:\n  kind: local", "other:\n  kind: local", "other", ""),
+    "question bank of another world": (
+        "rationales: {writer: miniature}",
+        "rationales: {writer: template}",
+        "base_model.kind",
+        "or for none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG, ids=str)
+def test_wrong_file_is_refused_with_file_field_and_remedy(case, study_texts, tmp_path):
+    before, after, field, remedy = WRONG[case]
+    assert before in study_texts["mini"], "the case no longer changes the file"
+    path = tmp_path / "wrong.yaml"
+    path.write_text(study_texts["mini"].replace(before, after, 1), "utf-8")
+    with pytest.raises(StudyError) as error:
+        load_study(path)
+    problems = [p for p in error.value.problems if p.field == field]
+    assert problems, error.value
+    assert remedy in str(problems[0])
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("revision", ["main", "a09a354", "A" * 40, "g" * 40])
+@pytest.mark.parametrize("section", ["base_model", "carry_over", "questions"])
+def test_hub_revision_must_be_a_full_commit(revision, section, study_texts):
+    pinned = {
+        "base_model": "a09a35458c702b33eeacc393d103063234e8bc28",
+        "carry_over": "b51dfbc9b3352c7f032add11fd44c89222484aa8",
+        "questions": "210d026faf9955653af8916fad021475a3f00453",
+    }[section]
+    with pytest.raises(StudyError) as error:
+        parse_study(study_texts["length_matched"].replace(pinned, revision))
+    assert any(
+        p.field.startswith(section) and p.field.endswith("revision") and "40-character" in p.remedy
+        for p in error.value.problems
+    ), error.value
+
+
+@pytest.mark.parametrize(
+    "folder", ["x/{source}_{arm}", "/abs/{source}_{arm}_{seed}", "../{source}{arm}{seed}", "{what}"]
+)
+def test_carry_over_folder_must_name_each_cell_inside_the_repository(folder, study_texts):
+    text = study_texts["length_matched"].replace("i186_{source}_{arm}_seed{seed}_post_em", folder)
+    with pytest.raises(StudyError, match=r"carry_over\.folder"):
+        parse_study(text.replace(f"folder: {folder}", f"folder: '{folder}'"))
+
+
+def test_missing_file_and_wrong_encoding_are_study_errors(tmp_path):
+    with pytest.raises(StudyError, match=r"absent\.yaml"):
+        load_study(tmp_path / "absent.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
+    with pytest.raises(StudyError, match="UTF-8"):
+        load_study(tmp_path / "latin.yaml")
+
+
+def test_unknown_cell_names_the_nearest(mini):
+    with pytest.raises(KeyError, match=r"librarian\.garbage_cot\.42"):
+        mini.cell("librarian.garbage.42")
+
+
+@given(st.text())
+def test_any_text_is_a_study_or_a_study_error(text):
+    try:
+        parse_study(text)
+    except StudyError as error:
+        assert error.problems
+
+
+@given(st.data())
+def test_any_damaged_line_is_a_study_or_a_study_error(study_texts, data):
+    lines = study_texts["mini"].splitlines()
+    index = data.draw(st.integers(0, len(lines) - 1))
+    lines[index] = data.draw(st.text(max_size=40))
+    try:
+        study = parse_study("\n".join(lines))
+    except StudyError as error:
+        assert error.problems
+    else:
+        assert study.cells
