@@ -15,36 +15,8 @@ import dagster as dg
 from persona_assets import environment
 from persona_assets.assets import MAKERS
 from persona_assets.assets.base import build_asset, partitions_definition
-from persona_assets.graph import Graph
+from persona_assets.graph import JOBS, Graph
 from persona_assets.study import Study, load_study
-
-#: Job → the assets it materializes. One run of a job is one partition.
-JOBS = {
-    "inputs": ("tokenizer", "question_bank", "base_model"),
-    "rationales": ("rationales",),
-    "prior_checkpoints": ("prior_checkpoint",),
-    "baseline": ("baseline_outcomes",),
-    "cell": ("training_dataset", "checkpoint", "cell_outcomes"),
-    "contrasts": ("contrast_estimate",),
-    "aggregates": (
-        "multiplicity",
-        "loss_matrix",
-        "warehouse",
-        "forest_plot",
-        "loss_heatmap",
-        "report",
-    ),
-}
-
-_DESCRIPTIONS = {
-    "inputs": "What every cell stands on: tokenizer, questions, base model.",
-    "rationales": "The rationales of one condition.",
-    "prior_checkpoints": "The prior study's cells, published to the local registry.",
-    "baseline": "The untrained model on the whole evaluation grid.",
-    "cell": "One cell from training rows to outcomes: dataset, checkpoint, evaluation.",
-    "contrasts": "One registered contrast, once its cells have landed.",
-    "aggregates": "Everything that needs the whole grid: multiplicity, warehouse, report.",
-}
 
 
 def study_definitions(study: Study) -> dg.Definitions:
@@ -58,14 +30,14 @@ def study_definitions(study: Study) -> dg.Definitions:
         assets=assets,
         jobs=[
             dg.define_asset_job(
-                job,
-                selection=[dg.AssetKey([study.name, name]) for name in names],
-                partitions_def=partitions_definition(graph.assets[names[0]]),
-                description=_DESCRIPTIONS[job],
+                name,
+                selection=[dg.AssetKey([study.name, asset]) for asset in job.assets],
+                partitions_def=partitions_definition(graph.assets[job.assets[0]]),
+                description=job.description,
                 tags={"study": study.name},
             )
-            for job, names in JOBS.items()
-            if names[0] in graph.assets
+            for name, job in JOBS.items()
+            if job.assets[0] in graph.assets
         ],
         executor=dg.in_process_executor,
     )

@@ -60,6 +60,38 @@ class Asset:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Assets that one Dagster run materializes, for one partition."""
+
+    assets: tuple[str, ...]
+    description: str
+
+
+JOBS: Mapping[str, Job] = {
+    "inputs": Job(
+        ("tokenizer", "question_bank", "base_model"),
+        "What every cell stands on: tokenizer, questions, base model.",
+    ),
+    "rationales": Job(("rationales",), "The rationales of one condition."),
+    "prior_checkpoints": Job(
+        ("prior_checkpoint",), "The prior study's cells, published to the local registry."
+    ),
+    "baseline": Job(("baseline_outcomes",), "The untrained model on the whole evaluation grid."),
+    "cell": Job(
+        ("training_dataset", "checkpoint", "cell_outcomes"),
+        "One cell from training rows to outcomes: dataset, checkpoint, evaluation.",
+    ),
+    "contrasts": Job(
+        ("contrast_estimate",), "One registered contrast, once its cells have landed."
+    ),
+    "aggregates": Job(
+        ("multiplicity", "loss_matrix", "warehouse", "forest_plot", "loss_heatmap", "report"),
+        "Everything that needs the whole grid: multiplicity, warehouse, figures, report.",
+    ),
+}
+
+
 class Graph:
     """The assets of one study, in topological order."""
 

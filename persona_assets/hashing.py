@@ -54,8 +54,8 @@ def sha256_source(thing: Callable | Path) -> str:
     """
     text = thing.read_text("utf-8") if isinstance(thing, Path) else inspect.getsource(thing)
     tree = ast.parse(textwrap.dedent(text))
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:]
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
     return sha256_text(ast.dump(tree))

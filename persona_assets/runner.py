@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 
 from persona_assets import environment
-from persona_assets.graph import Freshness, Graph
+from persona_assets.graph import JOBS, Freshness, Graph
 from persona_assets.store import Ref, Store
 from persona_assets.study import load_study
 
@@ -76,8 +76,6 @@ def plan(graph: Graph, store: Store, cells: str = "*") -> Plan:
         for cell in study.cells
         if freshness.state(Ref("cell_outcomes", cell.key)) == "fresh"
     }
-    from persona_assets.definitions import JOBS
-
     conditions = {cell.condition for cell in chosen}
     contrasts = [
         contrast.key
@@ -92,9 +90,9 @@ def plan(graph: Graph, store: Store, cells: str = "*") -> Plan:
         "contrasts": contrasts,
         "aggregates": [None] if len(available) == len(study.cells) else [],
     }
-    units = [Unit("inputs", None, (Ref(name),)) for name in JOBS["inputs"]]
+    units = [Unit("inputs", None, (Ref(name),)) for name in JOBS["inputs"].assets]
     for job, job_keys in wanted.items():
-        names = [name for name in JOBS[job] if name in graph.assets]
+        names = [name for name in JOBS[job].assets if name in graph.assets]
         if names:
             units += [Unit(job, key, tuple(Ref(n, key) for n in names)) for key in job_keys]
     maker = {ref: unit for unit in units for ref in unit.refs}

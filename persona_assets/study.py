@@ -442,7 +442,8 @@ def _inconsistencies(study: Study) -> Iterator[Problem]:
         yield Problem(
             "base_model.kind",
             "the miniature model, questions and writer share one closed world",
-            "Use `miniature` for base_model.kind, questions.kind and rationales.writer, or for none.",
+            "Use `miniature` for base_model.kind, questions.kind and rationales.writer, or "
+            "for none.",
         )
     if isinstance(study.carry_over, LocalRegistry) and study.base_model.kind != "miniature":
         yield Problem(

@@ -1,0 +1,79 @@
+"""The plan of a run: which Dagster runs, and what each waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from persona_assets.graph import Graph
+from persona_assets.runner import plan
+from persona_assets.store import Ref, Store
+from persona_assets_tests.test_graph import land_everything
+
+
+@pytest.fixture
+def graph(mini) -> Graph:
+    return Graph(mini)
+
+
+def jobs(todo) -> Counter:
+    return Counter(unit.job for unit in todo.units)
+
+
+def test_the_whole_study(graph, tmp_path):
+    todo = plan(graph, Store(tmp_path, "mini"))
+    assert jobs(todo) == {
+        "inputs": 3,
+        "rationales": 22,
+        "prior_checkpoints": 27,
+        "baseline": 1,
+        "cell": 66,
+        "contrasts": 8,
+        "aggregates": 1,
+    }
+    assert todo.left_out == []
+
+
+def test_a_cell_waits_for_exactly_what_it_is_made_from(graph, tmp_path):
+    todo = plan(graph, Store(tmp_path, "mini"))
+    waits = {str(unit): {str(u) for u in todo.waits_for[unit]} for unit in todo.units}
+    inputs = {"inputs"}
+    assert waits["librarian.garbage_cot.42"] == inputs | {"rationales librarian.garbage_cot"}
+    assert waits["librarian.persona_cot.42"] == inputs | {
+        "rationales librarian.persona_cot",
+        "prior_checkpoints librarian.persona_cot.42",
+    }
+    contrast = "contrasts persona_cot-garbage_cot.source_loss"
+    assert len(waits[contrast]) == 25
+
+
+def test_units_in_plan_order_never_wait_for_a_later_one(graph, tmp_path):
+    todo = plan(graph, Store(tmp_path, "mini"))
+    place = {unit: index for index, unit in enumerate(todo.units)}
+    assert all(place[w] < place[unit] for unit in todo.units for w in todo.waits_for[unit])
+
+
+def test_a_glob_leaves_out_what_cannot_be_complete(graph, tmp_path):
+    todo = plan(graph, Store(tmp_path, "mini"), "librarian.*.42")
+    assert jobs(todo)["cell"] == 7
+    assert jobs(todo)["contrasts"] == 0
+    assert jobs(todo)["aggregates"] == 0
+    assert len(todo.left_out) == 9
+    assert "59 cells are missing" in todo.left_out[-1]
+
+
+def test_landed_cells_complete_a_glob(graph, tmp_path):
+    store = Store(tmp_path, "mini")
+    land_everything(graph, store)
+    todo = plan(graph, store, "librarian.*.42")
+    assert jobs(todo)["cell"] == 7
+    assert jobs(todo)["contrasts"] == 8
+    assert jobs(todo)["aggregates"] == 1
+    (store.folder(Ref("cell_outcomes", "comedian.garbage_cot.42")) / "manifest.json").unlink()
+    assert jobs(plan(graph, store, "librarian.*.42"))["contrasts"] == 4
+
+
+def test_a_glob_without_a_cell_is_refused(graph, tmp_path):
+    with pytest.raises(ValueError, match=r"no cell of study mini matches 'plumber\.\*'"):
+        plan(graph, Store(tmp_path, "mini"), "plumber.*")
