@@ -1,0 +1,47 @@
+"""Text made harmless for Markdown (CommonMark and GitHub's tables)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from markupsafe import Markup
+
+from persona_assets.reporting.words import visible
+
+_ACTIVE = re.compile(r"([\\`*_\[\]|~#!$])")
+
+
+def inline(value: Any) -> str:
+    """A value as inline text: nothing in it is markup, HTML or a new line.
+
+    What the other functions here return is passed through.
+    """
+    if isinstance(value, Markup):
+        return value
+    text = _one_line(value)
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return Markup(_ACTIVE.sub(r"\\\1", text))
+
+
+def code(value: Any) -> Markup:
+    """A name as a code span; delimited by more backticks than it holds."""
+    text = _one_line(value)
+    ticks = "`" * (_longest_run(text) + 1)
+    pad = " " if "`" in text else ""
+    return Markup(f"{ticks}{pad}{text}{pad}{ticks}")
+
+
+def fence(value: Any) -> Markup:
+    """A text as a fenced block, kept line for line; the fence is longer than any it holds."""
+    text = visible(str(value))
+    ticks = "`" * max(3, _longest_run(text) + 1)
+    return Markup(f"{ticks}text\n{text}\n{ticks}")
+
+
+def _one_line(value: Any) -> str:
+    return re.sub(r"[ \t\n]+", " ", visible(str(value)))
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)

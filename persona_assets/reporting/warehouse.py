@@ -1,0 +1,248 @@
+"""The study's DuckDB database: everything that has landed, in one shareable file.
+
+Built whole in a temporary folder beside the target and renamed into place, so that a reader of
+the old file goes on reading it, and a killed build leaves the old file as it was. (DuckDB lets
+one writing process exclude every reader; no evaluation ever writes here.)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from persona_assets.evaluation import outcomes as outcome_rows
+from persona_assets.questions import bank
+from persona_assets.reporting.comments import COLUMNS, TABLES
+from persona_assets.stats import contrasts as estimates
+from persona_assets.study import Study
+from persona_assets.training import dataset
+
+if TYPE_CHECKING:
+    import duckdb
+
+_SHOWN = 5
+#: Token-level columns of training rows stay in the landing files: nothing reads them by SQL.
+_TOKEN_COLUMNS = ("input_ids", "loss_start")
+
+#: Rows of ``table.column`` that must occur in ``other.column``; the baseline is no cell.
+_REFERENCES = (
+    ("outcomes", "cell", "cells", "cell", f"cell <> '{outcome_rows.BASELINE}'"),
+    ("outcomes", "question_id", "questions", "question_id", "true"),
+    ("training_rows", "cell", "cells", "cell", "true"),
+    ("training_rows", "question_id", "questions", "question_id", "true"),
+)
+
+
+class WarehouseError(ValueError):
+    """Landed files that cannot be one database: names the table, the rows and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One table: where its rows are, which columns it takes from them, and what tells rows apart.
+
+    ``columns`` maps each column to the SQL expression over ``needs``, the files' columns, that
+    makes it; the order of columns is never relied on.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    files: tuple[Path, ...]
+    needs: tuple[str, ...]
+    columns: Mapping[str, str]
+
+
+def build_warehouse(
+    target: Path,
+    study: Study,
+    *,
+    questions: Path,
+    training: Sequence[Path],
+    outcomes: Sequence[Path],
+    cells: pl.DataFrame,
+    contrasts: pl.DataFrame,
+    equivalence: pl.DataFrame,
+    losses: pl.DataFrame,
+    threads: int = 2,
+) -> dict[str, int]:
+    """Build the database and rename it to ``target``.
+
+    Args:
+        target: ``warehouse.duckdb``; replaced if it exists.
+        study: The study; its file and hash become the table ``study``.
+        questions: Parquet of the question bank (``bank.SCHEMA``).
+        training: Parquet files of training rows (``training.dataset.SCHEMA``), one a cell; token
+            ids are left out, ``cell`` is added.
+        outcomes: Parquet files of outcome rows (``evaluation.outcomes.SCHEMA``), the baseline's
+            among them. ``letter_logprobs`` becomes a MAP from letter to nats.
+        cells: One row a cell, with at least ``cell``; further columns are taken as they are.
+        contrasts: ``CONTRASTS_SCHEMA``.
+        equivalence: ``EQUIVALENCE_SCHEMA``.
+        losses: ``LOSSES_SCHEMA``.
+        threads: Threads of the build.
+
+    Returns:
+        Row count of every table.
+
+    Raises:
+        WarehouseError: a column is absent, a row is repeated or lacks its key, or rows refer to
+            cells or questions that are not there.
+        OSError: the target's folder cannot be written.
+    """
+    import duckdb
+
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        scratch = Path(folder)
+        frames = {
+            "study": _study_frame(study, questions),
+            "cells": cells,
+            "contrasts": contrasts.select(estimates.CONTRASTS_SCHEMA.names()),
+            "equivalence": equivalence.select(estimates.EQUIVALENCE_SCHEMA.names()),
+            "losses": losses.select(estimates.LOSSES_SCHEMA.names()),
+        }
+        for name, frame in frames.items():
+            frame.write_parquet(scratch / f"{name}.parquet")
+        tables = [
+            *_landed_tables(questions, training, outcomes),
+            *(_frame_table(scratch / f"{name}.parquet") for name in frames),
+        ]
+        built = scratch / "built.duckdb"
+        config = {"threads": threads, "temp_directory": str(scratch / "spill")}
+        with duckdb.connect(str(built), config=config) as db:
+            counts = {table.name: _load(db, table) for table in tables}
+            _check_references(db)
+            db.execute("CHECKPOINT")
+        os.replace(built, target)
+    return counts
+
+
+def _study_frame(study: Study, questions: Path) -> pl.DataFrame:
+    asked = bank.from_frame(pl.read_parquet(questions))
+    return pl.DataFrame(
+        {
+            "study": [study.name],
+            "title": [study.title],
+            "study_sha256": [study.content_hash],
+            "question_bank_sha256": [bank.content_hash(asked)],
+            "definition": [study.model_dump_json()],
+        }
+    )
+
+
+def _landed_tables(
+    questions: Path, training: Sequence[Path], outcomes: Sequence[Path]
+) -> Iterator[_Table]:
+    yield _table("questions", ("question_id",), [questions], bank.SCHEMA)
+    key = ("cell", "persona", "scaffold", "question_id")
+    logprobs = {"letter_logprobs": "map_from_entries(letter_logprobs)"}
+    yield _table("outcomes", key, outcomes, outcome_rows.SCHEMA, logprobs)
+    kept = [name for name in dataset.SCHEMA if name not in _TOKEN_COLUMNS]
+    cell = {"cell": "concat_ws('.', source, arm, seed)"}
+    yield _table("training_rows", ("cell", "question_id"), training, kept, cell)
+
+
+def _frame_table(file: Path) -> _Table:
+    keys = {
+        "study": ("study",),
+        "cells": ("cell",),
+        "contrasts": ("contrast", "axis", "scope", "scheme"),
+        "equivalence": ("contrast", "axis", "scope", "scheme", "margin", "alpha"),
+        "losses": ("arm", "scaffold", "axis", "scope"),
+    }
+    return _table(file.stem, keys[file.stem], [file], pl.read_parquet_schema(file))
+
+
+def _table(
+    name: str,
+    key: tuple[str, ...],
+    files: Sequence[Path],
+    needs: Iterable[str],
+    made: Mapping[str, str] | None = None,
+) -> _Table:
+    """A table of the columns ``needs`` as they are, but for those ``made`` by an expression."""
+    needs = tuple(needs)
+    columns = {column: _quoted(column) for column in needs} | (made or {})
+    return _Table(name, key, tuple(files), needs, columns)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _load(db: duckdb.DuckDBPyConnection, table: _Table) -> int:
+    """Create, check and describe one table; its row count."""
+    _check_columns(table)
+    select = ", ".join(f"{sql} AS {_quoted(name)}" for name, sql in table.columns.items())
+    db.execute(
+        # By name, whatever the order of columns in each file.
+        f"CREATE TABLE {table.name} AS SELECT {select} "
+        "FROM read_parquet($files, union_by_name = true)",
+        {"files": [str(file) for file in table.files]},
+    )
+    _check_key(db, table)
+    _describe(db, table)
+    (count,) = db.execute(f"SELECT count(*) FROM {table.name}").fetchone()
+    return count
+
+
+def _check_columns(table: _Table) -> None:
+    if not table.files:
+        raise WarehouseError(f"{table.name}: there is no file. Land its partitions first.")
+    for file in table.files:
+        found = pl.read_parquet_schema(file)
+        wanted = (*table.needs, *(key for key in table.key if key not in table.columns))
+        if absent := [column for column in wanted if column not in found]:
+            raise WarehouseError(
+                f"{table.name}: {file} has no column {', '.join(absent)}. "
+                "It was landed by other code: materialize its partition again."
+            )
+
+
+def _check_key(db: duckdb.DuckDBPyConnection, table: _Table) -> None:
+    keys = ", ".join(table.key)
+    for what, condition in (
+        ("without a key", f"WHERE {' OR '.join(f'{k} IS NULL' for k in table.key)}"),
+        ("repeated", f"GROUP BY {keys} HAVING count(*) > 1"),
+    ):
+        rows = db.execute(f"SELECT {keys} FROM {table.name} {condition} ORDER BY ALL").fetchall()
+        if rows:
+            shown = "; ".join(
+                ", ".join(f"{k}={value}" for k, value in zip(table.key, row, strict=True))
+                for row in rows[:_SHOWN]
+            )
+            raise WarehouseError(
+                f"{table.name}: {len(rows)} row(s) {what}, first: {shown}. "
+                "Pass each partition's file once, and materialize the named ones again."
+            )
+
+
+def _check_references(db: duckdb.DuckDBPyConnection) -> None:
+    for table, column, other, key, where in _REFERENCES:
+        rows = db.execute(
+            f"SELECT DISTINCT {column} FROM {table} WHERE {where} "
+            f"AND {column} NOT IN (SELECT {key} FROM {other}) ORDER BY ALL"
+        ).fetchall()
+        if rows:
+            shown = ", ".join(str(value) for (value,) in rows[:_SHOWN])
+            raise WarehouseError(
+                f"{table}.{column}: {len(rows)} value(s) that {other} does not have, first: "
+                f"{shown}. They belong to another state of the study: materialize them again."
+            )
+
+
+def _describe(db: duckdb.DuckDBPyConnection, table: _Table) -> None:
+    comment = f"{TABLES[table.name]} Key: {', '.join(table.key)}."
+    db.execute(f"COMMENT ON TABLE {table.name} IS {_literal(comment)}")
+    for column in table.columns:
+        if text := COLUMNS.get(f"{table.name}.{column}", COLUMNS.get(column)):
+            db.execute(f"COMMENT ON COLUMN {table.name}.{_quoted(column)} IS {_literal(text)}")
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,62 @@
+"""How the report writes numbers and names, in HTML, Markdown and figures alike."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+AXIS_WORDS = {"source_loss": "source loss", "bystander_leakage": "bystander leakage"}
+ORIGIN_WORDS = {"trained": "trained here", "carry_over": "carried over"}
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A signed number with a true minus sign; what rounds to zero bears no sign."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def p_text(p: float | None) -> str:
+    """A p-value: four decimals, ``< 0.0001`` below that, a dash where there is none."""
+    if p is None:
+        return "–"
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def count(n: int) -> str:
+    """A count, its thousands set apart by no-break spaces."""
+    return f"{n:,}".replace(",", "\N{NO-BREAK SPACE}")
+
+
+def percent(share: float) -> str:
+    """A confidence level or share, without idle decimals: ``95 %``, ``99.5 %``."""
+    return f"{100 * share:.4g}\N{NO-BREAK SPACE}%"
+
+
+def listed(items: Sequence[object]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    words = [str(item) for item in items]
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def visible(text: str) -> str:
+    """Text without a character that acts: controls and invisible marks are shown, not obeyed.
+
+    Model output may hold terminal escapes, or marks that reverse the reading order. Line breaks
+    and tabs are kept.
+    """
+    return "".join(character if character in "\n\t" else _shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    return f"\\u{{{ord(character):x}}}"
+
+
+def table_value(value: object) -> str:
+    """A value of a table whose columns are not known beforehand."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,217 @@
+"""The report: its numbers are the warehouse's, and untrusted text stays text."""
+
+from __future__ import annotations
+
+import html.parser
+import math
+import re
+
+import duckdb
+import polars as pl
+import pytest
+from markdown_it import MarkdownIt
+
+from persona_assets.reporting import queries
+from persona_assets.reporting.markdown import fence
+from persona_assets.reporting.report import FIGURES, ReportError, render_report
+from persona_assets.reporting.words import p_text, signed, visible
+from persona_assets_tests.reporting.conftest import HOSTILE
+from persona_assets_tests.synthetic import small_study
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, attributes, table rows and text of a page."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.tags, self.attributes, self.rows, self.text = [], [], [], ""
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "tr":
+            self.rows.append("")
+        elif tag in ("td", "th") and self.rows:
+            self.rows[-1] += "|"
+
+    def handle_data(self, data):
+        self.text += data
+        if self.rows:
+            self.rows[-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return Page(report.html)
+
+
+def query(warehouse, sql):
+    with duckdb.connect(str(warehouse), read_only=True) as db:
+        return db.execute(sql).fetchall()
+
+
+def test_demonstration_is_said_in_one_sentence(landed, warehouse, figures, report):
+    sentence = "demonstrates the pipeline and supports no scientific claim."
+    assert report.html.count(sentence) == report.markdown.count(sentence) == 1
+
+
+def test_no_such_sentence_for_a_real_study(tmp_path, figures, landed):
+    real = small_study(demonstration=False)
+    changed = type(landed)(real, landed.questions, landed.training, landed.outcomes, landed.frames)
+    changed.build(tmp_path / "warehouse.duckdb")
+    text = render_report(tmp_path / "warehouse.duckdb", real, figures)
+    assert "no scientific claim" not in text.html + text.markdown
+
+
+def test_page_makes_no_request_and_runs_nothing(page):
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    sources = [v for _, name, v in page.attributes if name in ("src", "href", "srcset", "action")]
+    assert len(sources) == len(FIGURES)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    policy = [v for tag, name, v in page.attributes if tag == "meta" and name == "content"]
+    assert any("default-src 'none'" in value for value in policy)
+
+
+def test_every_contrast_is_stated_with_interval_and_p(landed, warehouse, page, report):
+    spoken = re.sub(r"[ \n]+", " ", page.text)
+    plain = report.markdown.replace("`", "").replace("*", "").replace("&lt;", "<")
+    for contrast in landed.study.contrast_list:
+        ((estimate, low, high, p),) = query(
+            warehouse,
+            "SELECT estimate, ci_low, ci_high, p_holm FROM contrasts WHERE scope = 'macro' AND "
+            f"scheme = 'question' AND contrast = '{contrast.name}' AND axis = '{contrast.axis}'",
+        )
+        said = (
+            f"{contrast.a} − {contrast.b}, {contrast.axis.replace('_', ' ')}: {signed(estimate)} "
+            f"(95\u00a0% interval {signed(low)} to {signed(high)}; Holm p {p_text(p)}). "
+        )
+        sign = "positive" if estimate > 0 else "negative"
+        verdict = "no difference shown" if p > 0.01 else f"differs from 0 ({sign})"
+        assert said + verdict in spoken
+        assert said + verdict.capitalize() in plain
+
+
+def test_equivalence_is_stated_apart(landed, warehouse, report):
+    tests = query(
+        warehouse, "SELECT margin, alpha, equivalent FROM equivalence WHERE scheme = 'question'"
+    )
+    assert len(tests) == 2
+    for margin, alpha, equivalent in tests:
+        words = "equivalent" if equivalent else "not shown equivalent"
+        assert f"{words} within ±{margin:g}" in report.markdown
+        assert f"{100 - 200 * alpha:g}\u00a0% interval" in report.markdown
+
+
+def test_seed_spread_is_that_of_the_single_seeds(landed, tmp_path):
+    """One cell of seed 137 is turned to all wrong: its contrasts move by a known amount."""
+    cell = "librarian.persona_cot.137"
+    (file,) = (path for path in landed.outcomes if cell in path.name)
+    wrong = tmp_path / "wrong.parquet"
+    pl.read_parquet(file).with_columns(is_correct=pl.lit(False)).write_parquet(wrong)
+    files = [path for path in landed.outcomes if path != file]
+    landed.build(tmp_path / "warehouse.duckdb", outcomes=[*files, wrong])
+    lost = pl.read_parquet(file).filter(scaffold="persona_cot", is_correct=True)
+    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as db:
+        for axis, own, n in (("source_loss", True, 2 * 12), ("bystander_leakage", False, 8 * 12)):
+            contrast = landed.study.contrast(f"persona_cot-garbage_cot.{axis}")
+            moved = lost.filter(is_source=own).height / n
+            spread = queries.seed_spread(db, landed.study, contrast)
+            assert spread == pytest.approx(moved / math.sqrt(2))
+            assert spread > 0
+
+
+def test_both_schemes_and_every_loss_stand_in_tables(landed, warehouse, page):
+    rows = "\n".join(page.rows)
+    macro = "SELECT std_error FROM contrasts WHERE scope = 'macro'"
+    assert all(f"{error:.4f}" in rows for (error,) in query(warehouse, macro))
+    for arm in landed.study.arms:
+        for axis in ("source_loss", "bystander_leakage"):
+            cells = [
+                signed(loss)
+                for (loss,) in query(
+                    warehouse,
+                    "SELECT loss FROM losses WHERE scope = 'macro' "
+                    f"AND arm = '{arm}' AND axis = '{axis}' "
+                    "ORDER BY list_position(['no_cot', 'generic_cot', 'persona_cot', "
+                    "'empty_persona_cot'], scaffold)",
+                )
+            ]
+            pattern = r"\s*\|".join(["", re.escape(arm), *map(re.escape, cells), ""])
+            assert re.search(pattern, rows), (arm, axis)
+
+
+def test_design_counts_come_from_the_grid(landed, page):
+    rows = {row.split("|")[1]: row for row in page.rows if row.count("|") == 8}
+    assert rows["contradicting_cot"].split("|")[2] == "trained here"
+    assert rows["persona_cot"].split("|")[2] == "carried over"
+    assert rows["persona_cot"].split("|")[-2:] == ["4", "960\n"]
+    assert rows["persona_cot_correct"].split("|")[-2:] == ["2", "480\n"]
+    assert "24 of 24" in page.text
+
+
+def test_baseline_accuracy_by_scaffold(warehouse, page):
+    for scaffold, accuracy in query(
+        warehouse,
+        "SELECT scaffold, count(*) FILTER (is_correct) / count(*) FROM outcomes "
+        "WHERE cell = 'baseline' GROUP BY scaffold",
+    ):
+        assert any(row.startswith(f"|{scaffold}|{accuracy:.3f}|") for row in page.rows)
+
+
+def test_hostile_text_is_shown_not_obeyed_in_html(report, page):
+    assert "<script" not in report.html
+    assert "<img src=x" not in report.html
+    assert visible(HOSTILE) in page.text
+    assert "\x1b" not in report.html
+    assert "\u202e" not in report.html
+
+
+def test_hostile_text_is_shown_not_obeyed_in_markdown(report):
+    assert "\x1b" not in report.markdown
+    assert "\u202e" not in report.markdown
+    assert str(fence(HOSTILE)) in report.markdown
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(report.markdown)
+    inline = [child for token in tokens for child in token.children or ()]
+    assert not [t for t in (*tokens, *inline) if t.type in ("html_block", "html_inline")]
+    assert [t.attrs["href"] for t in inline if t.type == "link_open"] == []
+    shown = [t.content.rstrip("\n") for t in tokens if t.type == "fence"]
+    assert visible(HOSTILE) in shown
+    assert sum(visible(HOSTILE) in text for text in shown) > 10
+
+
+def test_markdown_tables_are_whole(report):
+    tables = re.findall(r"(?:^\|.*\n)+", report.markdown, flags=re.MULTILINE)
+    assert len(tables) == 6
+    for table in tables:
+        lines = table.splitlines()
+        assert len({line.count("|") for line in lines}) == 1, lines[0]
+        assert set(lines[1]) <= set("|-:")
+
+
+def test_carried_over_rows_are_marked(landed, page, report):
+    marked = sum(use.origin == "carry_over" for use in landed.study.arms.values())
+    assert page.text.count("reference, not what this checkpoint saw") == marked == 3
+    assert report.markdown.count("Reference, not what this checkpoint saw.") == marked
+
+
+def test_rendering_is_deterministic(landed, warehouse, figures, report):
+    assert render_report(warehouse, landed.study, figures) == report
+
+
+def test_refuses_a_warehouse_of_another_study_file(warehouse, figures):
+    with pytest.raises(ReportError, match="Materialize the warehouse again"):
+        render_report(warehouse, small_study(seed=187), figures)
+
+
+def test_refuses_to_render_without_a_figure(landed, warehouse, figures):
+    with pytest.raises(ReportError, match="loss_heatmap"):
+        render_report(warehouse, landed.study, {"forest_plot": figures["forest_plot"]})
+
+
+def test_refuses_a_missing_contrast(landed, tmp_path, figures):
+    contrasts = landed.frames["contrasts"].filter(hypothesis="H1")
+    landed.build(tmp_path / "warehouse.duckdb", contrasts=contrasts)
+    with pytest.raises(ReportError, match=r"persona_cot-garbage_cot\.source_loss"):
+        render_report(tmp_path / "warehouse.duckdb", landed.study, figures)

@@ -1,0 +1,78 @@
+"""Numbers and untrusted text as the report writes them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from persona_assets.reporting import markdown
+from persona_assets.reporting.words import count, listed, p_text, percent, signed, visible
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0204, "+0.020"), (-0.0166, "−0.017"), (0.0, "0.000"), (-0.0004, "0.000"), (1, "+1.000")],
+)
+def test_signed(value, text):
+    assert signed(value) == text
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(None, "–"), (0.00009, "< 0.0001"), (0.0001, "0.0001"), (1.0, "1.0000")]
+)
+def test_p_text(p, text):
+    assert p_text(p) == text
+
+
+def test_counts_shares_and_lists():
+    assert count(1234567) == "1\u00a0234\u00a0567"
+    assert percent(0.95) == "95\u00a0%"
+    assert percent(1 - 2 * 0.005) == "99\u00a0%"
+    assert [listed(items) for items in ([], "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]
+
+
+def test_visible_shows_what_would_act():
+    assert visible("a\x1b[31mb\x07\r\n\tc\u202ed\x7f é ü 中") == (
+        "a\\u{1b}[31mb\\u{7}\\u{d}\n\tc\\u{202e}d\\u{7f} é ü 中"
+    )
+
+
+@given(st.text())
+def test_visible_leaves_nothing_that_acts(text):
+    assert all(c.isprintable() or c in "\n\t" or c.isspace() for c in visible(text))
+    assert "\x1b" not in visible(text)
+
+
+def one_line(text):
+    return re.sub(r"[ \t\n]+", " ", visible(text))
+
+
+#: Rendered with tables, as GitHub does; raw HTML would come through as html_* tokens.
+PARSER = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
+
+
+@given(st.text(alphabet=st.sampled_from("<>&|`~*_[]()!\\#-+.:/= \n\tabc{}$\x1b")))
+def test_inline_text_is_plain_text(text):
+    (_, inline, _) = PARSER.parse("x" + markdown.inline(text) + "x")
+    assert {token.type for token in inline.children} <= {"text", "text_special"}
+    rendered = "".join(token.content for token in inline.children)
+    assert rendered == "x" + one_line(text) + "x"
+
+
+@given(st.text(alphabet=st.sampled_from("<>`~ \nabc|\x1b&")))
+def test_fenced_text_is_one_code_block(text):
+    tokens = PARSER.parse("before\n\n" + markdown.fence(text) + "\n\nafter\n")
+    fences = [token for token in tokens if token.type == "fence"]
+    assert [token.content for token in fences] == [visible(text) + "\n"]
+    assert tokens[-2].content == "after"
+
+
+@given(st.text(alphabet=st.sampled_from("`ab_* "), min_size=1).filter(str.strip))
+def test_code_spans_hold_their_text(text):
+    (_, inline, _) = PARSER.parse("x " + markdown.code(text) + " x")
+    (span,) = (token.content for token in inline.children if token.type == "code_inline")
+    assert span.strip() == one_line(text).strip()
