@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import dagster as dg
 
 from persona_assets.audit import Audit
+
+# Partition-aware check specs are a preview in the pinned release; we know, and test them.
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +23,60 @@ class Check:
     blocking: bool = True
 
 
+_OUTCOME_CHECKS = (
+    Check("coverage", "Exactly one row a persona × scaffold × question."),
+    Check("reachability", "Each question's correct letter is among the letters scored."),
+    Check("truncation", "At most 5 % of rationales were cut off at the token limit.", False),
+)
+
 #: The checks of each asset, in the order the UI shows them.
-CHECKS: dict[str, tuple[Check, ...]] = {}
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "question_bank": (
+        Check("train_eval_identities", "No question stands in both splits."),
+        Check(
+            "train_eval_stems",
+            "No question text stands in both splits, with other choices.",
+            blocking=False,
+        ),
+    ),
+    "base_model": (
+        Check(
+            "baseline_knows_the_world",
+            "The miniature model's accuracy is at least 0.9 in each persona × scaffold.",
+        ),
+        Check(
+            "baseline_speaks_in_voice",
+            "At least 0.95 of its persona rationales are in the voice the system prompt asks for.",
+        ),
+    ),
+    "rationales": (
+        Check("refusals", "At most 5 % of the rationales were refused."),
+        Check("drops", "At most 30 % of the rows were dropped."),
+        Check("letters_argued_for", "Each rationale names the letter it argues for.", False),
+    ),
+    "training_dataset": (
+        Check("loss_token_parity", "Rows bear as many loss tokens as the reference arm's."),
+        Check("letter_balance", "Target letters are as balanced as a fair draw."),
+        Check("answer_suffix", "Each turn ends in the target letter's answer line."),
+        Check("encoding", "Token ids and loss mask are those of the text."),
+        Check("target_letters", "Targets are wrong in wrong arms and correct in correct ones."),
+        Check(
+            "wrong_letter_identity",
+            "A question has one wrong letter, over all arms, sources and seeds.",
+        ),
+        Check("train_eval_disjoint", "No row is of a question of the eval split."),
+        Check("garbage_words", "Garbage filler holds no English word and no lone letter."),
+        Check("scrambled_words", "Scrambled rows reorder the reference's words, by sentence."),
+    ),
+    "prior_checkpoint": (Check("training_loss_fell", "The loss is finite and lower at the end."),),
+    "checkpoint": (
+        Check("training_loss_fell", "The loss is finite and lower at the end."),
+        Check("adapter_fits_base", "Each adapter tensor has the shape its base module asks for."),
+    ),
+    "baseline_outcomes": _OUTCOME_CHECKS,
+    "cell_outcomes": _OUTCOME_CHECKS,
+    "warehouse": (Check("complete", "The outcomes table holds exactly the study's grid."),),
+}
 
 
 def check_specs(

@@ -92,6 +92,14 @@ JOBS: Mapping[str, Job] = {
 }
 
 
+_WORLD = ("questions.miniature", "rationales.miniature")
+#: Rationale writer → the modules that its texts are made by.
+_WRITERS = {
+    "miniature": _WORLD,
+    "template": ("rationales.template", "rationales.phrases"),
+}
+
+
 class Graph:
     """The assets of one study, in topological order."""
 
@@ -319,7 +327,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(),
             lambda key: world | ({"seed": study.seed} if miniature else {}),
-            lambda key: _module_hashes("questions.miniature") if miniature else (),
+            lambda key: _module_hashes(*_WORLD) if miniature else (),
         ),
         Asset(
             "base_model",
@@ -330,7 +338,13 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(tokenizer, bank) if miniature else fixed(),
             lambda key: model | ({"seed": study.seed} | training_settings if miniature else {}),
-            lambda key: _module_hashes("training.miniature") if miniature else (),
+            lambda key: (
+                _module_hashes(
+                    "training.miniature", "training.miniature_corpus", "rationales.miniature"
+                )
+                if miniature
+                else ()
+            ),
         ),
         Asset(
             "rationales",
@@ -449,7 +463,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             frozenset({"matplotlib"}),
             "The registered contrasts with both schemes' intervals and per-source estimates.",
             None,
-            fixed(*every_contrast),
+            fixed(Ref("multiplicity")),
             lambda key: {"contrasts": [contrast_settings(c)["contrast"] for c in contrasts]},
         ),
         Asset(
@@ -478,7 +492,7 @@ def _rationale_methods(study: Study, arm: str) -> tuple[str, ...]:
     from persona_assets.rationales import construct
 
     constructor = {"garbage": construct.garbage, "scrambled": construct.scrambled}
-    writer = _module_hashes(f"rationales.{study.rationales.writer}")
+    writer = _module_hashes(*_WRITERS[study.rationales.writer])
     method = constructor.get(ARMS[arm].rationale)
     return writer if method is None else (*writer, sha256_source(method))
 

@@ -12,6 +12,7 @@ import multiprocessing as mp
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -31,7 +32,9 @@ class Unit:
     refs: tuple[Ref, ...]
 
     def __str__(self) -> str:
-        return self.key if self.job == "cell" else f"{self.job} {self.key or ''}".strip()
+        if self.job == "cell":
+            return str(self.key)
+        return str(self.refs[0]) if len(self.refs) == 1 else self.job
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,7 @@ class _Dispatcher:
     ):
         self.study_name, self.todo, self.outcomes, self.say = study_name, todo, outcomes, say
         self.retried: set[Unit] = set()
+        _create_databases()
         self.progress = _Progress(todo, outcomes)
 
     def drain(self, pending: list[Unit], count: int) -> None:
@@ -269,6 +273,7 @@ def _work(pipe: Connection, study_name: str) -> None:
     import dagster as dg
 
     environment.prepare()
+    _hush()
     from persona_assets.definitions import study_definitions
 
     study = load_study(environment.study_file(study_name))
@@ -285,6 +290,13 @@ def _work(pipe: Connection, study_name: str) -> None:
             except Exception:
                 outcome = Outcome("failed", error=traceback.format_exc())
             pipe.send(outcome)
+
+
+def _hush() -> None:
+    """Keep the model libraries' progress bars and deprecations out of our progress lines."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
@@ -313,6 +325,14 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         if event.is_step_failure and event.event_specific_data.error
     ]
     return Outcome("failed", seconds, "\n".join(errors), result.run_id)
+
+
+def _create_databases() -> None:
+    """Let Dagster make its tables, before several workers try to at once."""
+    import dagster as dg
+
+    with dg.DagsterInstance.get() as instance:
+        instance.get_runs_count()
 
 
 def _report_lost_runs(pid: int | None) -> None:

@@ -38,14 +38,13 @@ def test_the_whole_study(graph, tmp_path):
 def test_a_cell_waits_for_exactly_what_it_is_made_from(graph, tmp_path):
     todo = plan(graph, Store(tmp_path, "mini"))
     waits = {str(unit): {str(u) for u in todo.waits_for[unit]} for unit in todo.units}
-    inputs = {"inputs"}
-    assert waits["librarian.garbage_cot.42"] == inputs | {"rationales librarian.garbage_cot"}
+    inputs = {"tokenizer", "question_bank", "base_model"}
+    assert waits["librarian.garbage_cot.42"] == inputs | {"rationales[librarian.garbage_cot]"}
     assert waits["librarian.persona_cot.42"] == inputs | {
-        "rationales librarian.persona_cot",
-        "prior_checkpoints librarian.persona_cot.42",
+        "rationales[librarian.persona_cot]",
+        "prior_checkpoint[librarian.persona_cot.42]",
     }
-    contrast = "contrasts persona_cot-garbage_cot.source_loss"
-    assert len(waits[contrast]) == 25
+    assert len(waits["contrast_estimate[persona_cot-garbage_cot.source_loss]"]) == 25
 
 
 def test_units_in_plan_order_never_wait_for_a_later_one(graph, tmp_path):

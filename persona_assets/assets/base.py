@@ -1,7 +1,5 @@
 """From a row of the graph table and a function that makes a partition to a Dagster asset."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import time
 from collections.abc import Callable, Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -17,8 +17,9 @@ from persona_assets.questions.bank import from_frame
 from persona_assets.residency import resident_tokenizer
 from persona_assets.store import write_atomically
 from persona_assets.study import HubRegistry, TrainingRecipe
-from persona_assets.training.checkpoints import FolderRegistry, adapter_hash, fits_base
+from persona_assets.training.checkpoints import adapter_hash, fits_base
 from persona_assets.training.dataset import build_dataset
+from persona_assets.training.registry import FolderRegistry
 
 
 def checkpoint(task: Task) -> Made:
@@ -89,7 +90,7 @@ def _carried_over(task: Task) -> Made:
     )
 
 
-def _train(task: Task, rows: pl.DataFrame, recipe: TrainingRecipe) -> list[float]:
+def _train(task: Task, rows: pl.DataFrame, recipe: TrainingRecipe) -> Sequence[float]:
     """Train an adapter into the draft, with its log beside it; returns the loss of each step."""
     from persona_assets.training.lora import train_adapter
 
@@ -114,14 +115,14 @@ def _base_id(task: Task) -> str:
 
 
 def _checkpoint_summary(task: Task, source: str) -> dict[str, str]:
-    return {"origin": task.cell.origin, "source": source, "checkpoint_sha256": _sha256(task.draft)}
+    return {
+        "origin": task.cell.origin,
+        "source": source,
+        "checkpoint_sha256": adapter_hash(task.draft),
+    }
 
 
-def _sha256(folder: Path) -> str:
-    return adapter_hash(folder)
-
-
-def _loss_fell(losses: list[float]) -> Audit:
+def _loss_fell(losses: Sequence[float]) -> Audit:
     tenth = max(1, len(losses) // 10)
     first, last = (math.fsum(part) / tenth for part in (losses[:tenth], losses[-tenth:]))
     return audit(
@@ -133,7 +134,7 @@ def _loss_fell(losses: list[float]) -> Audit:
     )
 
 
-def _curve(losses: list[float]) -> dict:
+def _curve(losses: Sequence[float]) -> dict:
     from persona_assets.reporting.figures import loss_curve
 
     return {"loss_curve": inline_plot(loss_curve(losses))}

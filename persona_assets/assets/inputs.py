@@ -12,7 +12,7 @@ from persona_assets.assets.metadata import table_preview
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.questions.arc import overlap_audits, read_arc
 from persona_assets.questions.bank import Question, content_hash, from_frame, to_frame
-from persona_assets.questions.miniature import World, personas
+from persona_assets.questions.miniature import VOICES, World
 from persona_assets.residency import set_threads
 from persona_assets.study import ArcQuestions, HubModel, Study
 
@@ -103,6 +103,7 @@ def _train_miniature(task: Task) -> Made:
     study = task.study
     questions = [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"]
     set_threads(study.compute.threads)
+    personas = {name: voice.system_prompt for name, voice in VOICES.items()}
 
     def outcomes(model, tokenizer):
         engine = TransformersEngine(
@@ -111,7 +112,7 @@ def _train_miniature(task: Task) -> Made:
             max_rationale_tokens=study.evaluation.max_rationale_tokens,
             batch_size=study.evaluation.batch_size,
         )
-        return evaluate(engine, tokenizer, personas(), questions, list(SCAFFOLDS.values()))
+        return evaluate(engine, tokenizer, personas, questions, list(SCAFFOLDS.values()))
 
     made = make_base_model(
         world(study),

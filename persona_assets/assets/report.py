@@ -9,7 +9,9 @@ import polars as pl
 
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import inline_plot
+from persona_assets.audit import Audit, audit
 from persona_assets.store import Ref
+from persona_assets.study import Study
 
 
 def warehouse(task: Task) -> Made:
@@ -33,7 +35,22 @@ def warehouse(task: Task) -> Made:
         equivalence=pl.read_parquet(store.path(Ref("multiplicity"), "equivalence.parquet")),
         losses=task.frame("loss_matrix"),
     )
-    return Made(summary={f"rows_{table}": rows for table, rows in counts.items()})
+    return Made(
+        audits=[_complete(study, counts, task.manifest("question_bank").summary)],
+        summary={f"rows_{table}": rows for table, rows in counts.items()},
+    )
+
+
+def _complete(study: Study, counts: dict[str, int], bank: dict[str, int]) -> Audit:
+    evaluations = len(study.cells) + 1
+    per_cell = len(study.personas) * len(study.scaffolds) * bank["eval_questions"]
+    return audit(
+        "complete",
+        counts["outcomes"] == evaluations * per_cell,
+        observed=f"{counts['outcomes']} outcome rows",
+        threshold=f"{evaluations} evaluations × {per_cell} rows = {evaluations * per_cell}",
+        remedy="Materialize the evaluations that `persona-assets status` shows as not up to date.",
+    )
 
 
 def _cells(task: Task) -> pl.DataFrame:
@@ -73,10 +90,8 @@ def forest_plot(task: Task) -> Made:
     """The registered contrasts with both schemes' intervals and per-source estimates."""
     from persona_assets.reporting import figures
 
-    estimates = pl.concat(
-        task.frame("contrast_estimate", contrast.key) for contrast in task.study.contrast_list
-    )
-    return _figure(task, "forest_plot", figures.forest_plot(estimates, task.study))
+    contrasts = pl.read_parquet(task.store.path(Ref("multiplicity"), "contrasts.parquet"))
+    return _figure(task, "forest_plot", figures.forest_plot(contrasts, task.study))
 
 
 def loss_heatmap(task: Task) -> Made:
@@ -91,14 +106,15 @@ def report(task: Task) -> Made:
     """The HTML and Markdown report, rendered from warehouse, figures and study."""
     from persona_assets.reporting.report import render_report
 
+    figures = {
+        name: task.store.path(Ref(name), f"{name}.svg").read_bytes()
+        for name in ("forest_plot", "loss_heatmap")
+    }
     rendered = render_report(
-        task.store.path(Ref("warehouse"), "warehouse.duckdb"),
-        task.study,
-        {
-            name: task.store.path(Ref(name), f"{name}.svg").read_bytes()
-            for name in ("forest_plot", "loss_heatmap")
-        },
+        task.store.path(Ref("warehouse"), "warehouse.duckdb"), task.study, figures
     )
+    for name, svg in figures.items():  # the Markdown refers to them beside it
+        (task.draft / f"{name}.svg").write_bytes(svg)
     (task.draft / "report.html").write_text(rendered.html, encoding="utf-8")
     (task.draft / "report.md").write_text(rendered.markdown, encoding="utf-8")
     return Made(

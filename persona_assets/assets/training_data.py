@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import table_preview
 from persona_assets.questions.bank import from_frame
-from persona_assets.rationales.condition import write_condition
+from persona_assets.rationales.condition import filler_lexicon, write_condition
 from persona_assets.rationales.miniature import MiniatureWriter
 from persona_assets.rationales.template import TemplateWriter
+from persona_assets.rationales.writers import RationaleWriter
 from persona_assets.residency import resident_tokenizer
+from persona_assets.store import Ref
+from persona_assets.study import Study
 from persona_assets.training.audits import audit_dataset
 from persona_assets.training.dataset import build_dataset
 
@@ -22,7 +27,7 @@ def rationales(task: Task) -> Made:
         task.key,
         from_frame(task.frame("question_bank")),
         resident_tokenizer(task.directory("tokenizer")),
-        _WRITERS[task.study.rationales.writer](),
+        _writer(task.study),
     )
     task.write(frame, "rationales")
     shown = frame.select("question_id", "correct_letter", "target_letter", "rationale")
@@ -31,19 +36,24 @@ def rationales(task: Task) -> Made:
 
 def training_dataset(task: Task) -> Made:
     """One cell's rows, encoded with the loss mask, and their audits."""
-    cell = task.cell
+    study, cell = task.study, task.cell
     questions = from_frame(task.frame("question_bank"))
-    frame = build_dataset(
-        task.study,
-        cell,
-        questions,
-        task.frame("rationales", cell.condition),
-        resident_tokenizer(task.directory("tokenizer")),
-    )
+    rationales = task.frame("rationales", cell.condition)
+    tokenizer = resident_tokenizer(task.directory("tokenizer"))
+    frame = build_dataset(study, cell, questions, rationales, tokenizer)
     task.write(frame, "training_rows")
     shown = frame.select("question_id", "system", "user", "assistant", "loss_tokens")
     return Made(
-        audits=audit_dataset(frame, task.study, cell, questions),
+        audits=audit_dataset(
+            frame,
+            study,
+            cell,
+            questions,
+            rationales=rationales,
+            tokenizer=tokenizer,
+            lexicon=filler_lexicon(study, questions, tokenizer, _writer(study)),
+            landed=_landed_datasets(task),
+        ),
         summary={
             "rows": frame.height,
             "loss_tokens": int(frame["loss_tokens"].sum()),
@@ -51,3 +61,21 @@ def training_dataset(task: Task) -> Made:
         },
         metadata=table_preview(shown),
     )
+
+
+def _writer(study: Study) -> RationaleWriter:
+    return _WRITERS[study.rationales.writer]()
+
+
+def _landed_datasets(task: Task) -> dict[str, pl.DataFrame]:
+    """One landed dataset of each other condition, to compare wrong letters with."""
+    found: dict[str, pl.DataFrame] = {}
+    conditions = {task.cell.condition}
+    for cell in task.study.cells:
+        ref = Ref("training_dataset", cell.key)
+        if cell.condition not in conditions and task.store.manifest(ref) is not None:
+            conditions.add(cell.condition)
+            found[cell.key] = task.store.frame(
+                ref, ["question_id", "target_letter", "correct_letter"]
+            )
+    return found

@@ -1,0 +1,186 @@
+"""What Dagster sees: light imports, valid definitions, and a cell materialized from the UI."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from persona_assets.store import Ref
+
+CELL = "librarian.garbage_cot.42"
+
+
+def test_importing_the_definitions_imports_nothing_heavy():
+    code = (
+        "import sys; from persona_assets.definitions import mini, length_matched;"
+        "print([m for m in ('torch', 'transformers', 'peft', 'vllm', 'matplotlib', 'wandb')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_both_studies_are_valid_code_locations():
+    from persona_assets.definitions import length_matched, mini
+
+    for definitions, prior in ((mini, True), (length_matched, False)):
+        repository = definitions.get_repository_def()
+        names = {key.path[-1] for key in repository.asset_graph.get_all_asset_keys()}
+        assert ("prior_checkpoint" in names) == prior
+        assert {"cell_outcomes", "contrast_estimate", "report"} <= names
+        jobs = {job.name for job in repository.get_all_jobs()}
+        assert {"inputs", "rationales", "baseline", "cell", "contrasts", "aggregates"} <= jobs
+
+
+def test_partition_mappings_say_what_the_graph_says():
+    import dagster as dg
+
+    from persona_assets.definitions import mini
+
+    graph = mini.get_repository_def().asset_graph
+    contrast = "persona_cot-garbage_cot.bystander_leakage"
+    key = dg.AssetKey(["mini", "contrast_estimate"])
+    parent = dg.AssetKey(["mini", "cell_outcomes"])
+    mapping = graph.get(key).partition_mappings[parent]
+    upstream = mapping.get_upstream_mapped_partitions_result_for_partitions(
+        graph.get(key).partitions_def.subset_with_partition_keys([contrast]),
+        graph.get(key).partitions_def,
+        graph.get(parent).partitions_def,
+    )
+    keys = set(upstream.partitions_subset.get_partition_keys())
+    assert len(keys) == 24
+    assert {k.split(".")[1] for k in keys} == {"persona_cot", "garbage_cot"}
+
+
+class Webserver:
+    """``dagster dev`` on a free port of the loopback interface."""
+
+    def __init__(self, project):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        workspace = project.data / "workspace.yaml"
+        workspace.write_text(
+            "load_from:\n  - python_module: {module_name: persona_assets.definitions, "
+            "attribute: tiny, location_name: tiny}\n"
+        )
+        self.log = (project.data / "dagster-dev.log").open("w")
+        self.process = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).with_name("dagster")), "dev"),
+                *("--workspace", str(workspace)),
+                *("--host", "127.0.0.1", "--port", str(self.port)),
+            ],
+            env=project.environment,
+            cwd=project.data,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def ask(self, query: str, **variables) -> dict:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            answer = json.load(reply)
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def wait_until_up(self, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.ask("{ version }")
+                return
+            except OSError:
+                assert self.process.poll() is None, "dagster dev has ended"
+                assert time.monotonic() < deadline, "dagster dev did not come up"
+                time.sleep(0.5)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.log.close()
+
+
+LAUNCH = """
+mutation($params: ExecutionParams!) {
+  launchPipelineExecution(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+  }
+}"""
+
+RUN = """
+query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }
+"""
+
+CHECKS = """
+query($key: AssetKeyInput!, $partition: String!) {
+  assetNodeOrError(assetKey: $key) { ... on AssetNode {
+    assetChecksOrError { ... on AssetChecks { checks {
+      name
+      executionForLatestMaterialization { status }
+    } } }
+    assetMaterializations(partitions: [$partition], limit: 1) { runId partition }
+  } }
+}"""
+
+
+@pytest.fixture
+def webserver(own_project):
+    server = Webserver(own_project)
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()
+
+
+def test_a_single_cell_materializes_from_the_ui(own_project, webserver):
+    """What the UI's button sends: a launch of the cell job for one partition, through the queue."""
+    for asset in ("training_dataset", "checkpoint", "cell_outcomes"):
+        (own_project.store.folder(Ref(asset, CELL)) / "manifest.json").unlink()
+    selector = {
+        "repositoryLocationName": "tiny",
+        "repositoryName": "__repository__",
+        "pipelineName": "cell",
+    }
+    tags = [{"key": "dagster/partition", "value": CELL}]
+    launched = webserver.ask(
+        LAUNCH,
+        params={"selector": selector, "mode": "default", "executionMetadata": {"tags": tags}},
+    )["launchPipelineExecution"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run_id = launched["run"]["runId"]
+    deadline = time.monotonic() + 180
+    status = ""
+    while status not in ("SUCCESS", "FAILURE", "CANCELED"):
+        assert time.monotonic() < deadline, f"run {run_id} is still {status}"
+        time.sleep(1)
+        status = webserver.ask(RUN, id=run_id)["runOrError"]["status"]
+    assert status == "SUCCESS"
+    assert own_project.store.landed(Ref("cell_outcomes", CELL)).provenance.run_id == run_id
+    node = webserver.ask(CHECKS, key={"path": ["tiny", "training_dataset"]}, partition=CELL)[
+        "assetNodeOrError"
+    ]
+    assert [m["runId"] for m in node["assetMaterializations"]] == [run_id]
+    assert len(node["assetChecksOrError"]["checks"]) == 9

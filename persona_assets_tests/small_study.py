@@ -1,0 +1,50 @@
+"""A small miniature world with its tokenizer and a small model, shared by the training tests."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import polars as pl
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from persona_assets.questions.miniature import World
+from persona_assets.rationales.condition import write_condition
+from persona_assets.rationales.miniature import MiniatureWriter
+from persona_assets.study import Cell, Study
+from persona_assets.training.dataset import build_dataset
+from persona_assets.training.miniature_tokenizer import build_tokenizer
+
+WORLD = World(186, 16)
+QUESTIONS = WORLD.questions(20)
+TRAIN = [q for q in QUESTIONS if q.split == "train"]
+WRITER = MiniatureWriter()
+
+
+@lru_cache
+def tokenizer():
+    return build_tokenizer(WORLD)
+
+
+def rationales(study: Study, condition: str) -> pl.DataFrame:
+    return write_condition(study, condition, QUESTIONS, tokenizer(), WRITER)[0]
+
+
+def dataset(study: Study, cell: Cell, frame: pl.DataFrame | None = None) -> pl.DataFrame:
+    frame = rationales(study, cell.condition) if frame is None else frame
+    return build_dataset(study, cell, QUESTIONS, frame, tokenizer())
+
+
+def model(seed: int = 0) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    return Qwen2ForCausalLM(config).eval()
