@@ -1,0 +1,175 @@
+"""Where the checkpoints of an earlier experiment come from, whoever keeps them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from persona_assets.hashing import sha256_file
+from persona_assets.store import write_atomically
+from persona_assets.training.checkpoints import ADAPTER_FILES, adapter_hash
+
+
+class RegistryError(RuntimeError):
+    """A checkpoint is missing, tampered with, or not the one asked for."""
+
+
+class CheckpointRegistry(Protocol):
+    """Checkpoints by cell key, each pinned by a hash of its content."""
+
+    def fetch(self, cell_key: str, dest: Path, expected: str | None = None) -> str:
+        """Copy the cell's checkpoint into ``dest``, verified; its SHA-256.
+
+        Raises:
+            RegistryError: it is missing or damaged, or its hash is not ``expected``.
+        """
+        ...
+
+
+class FolderRegistry:
+    """A registry in a folder: ``<sha256>/`` holds an adapter, ``lock.json`` says whose it is.
+
+    The lock file is generated: cell key → sha256, the files' hashes and sizes, and what the
+    publisher added. Writers and readers in several processes take turns by a file lock.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.lock_file = root / "lock.json"
+
+    def publish(
+        self, cell_key: str, adapter_dir: Path, extra: Mapping[str, Any] | None = None
+    ) -> str:
+        """Add the adapter in ``adapter_dir`` under ``cell_key``; its SHA-256.
+
+        Publishing again replaces the cell's entry; the folder named by the old hash stays.
+
+        Raises:
+            CheckpointError: a file of the adapter is missing.
+            RegistryError: the lock file is damaged.
+        """
+        sha256 = adapter_hash(adapter_dir)
+        files = {
+            name: {
+                "sha256": sha256_file(adapter_dir / name),
+                "bytes": (adapter_dir / name).stat().st_size,
+            }
+            for name in ADAPTER_FILES
+        }
+        with self._exclusive():
+            entries = self.entries()
+            self._place(adapter_dir, sha256)
+            entries[cell_key] = {"sha256": sha256, "files": files, "extra": dict(extra or {})}
+            write_atomically(
+                self.lock_file,
+                json.dumps(entries, indent=1, sort_keys=True, ensure_ascii=False) + "\n",
+            )
+        return sha256
+
+    def fetch(self, cell_key: str, dest: Path, expected: str | None = None) -> str:
+        """As :meth:`CheckpointRegistry.fetch`; ``dest`` is made if missing."""
+        if not self.root.is_dir():
+            raise self._error(cell_key, "nothing was ever published here")
+        with self._exclusive():
+            entries = self.entries()
+            if cell_key not in entries:
+                raise self._error(cell_key, f"it is not among the {len(entries)} published cells")
+            entry = entries[cell_key]
+            if expected is not None and entry["sha256"] != expected:
+                raise self._error(
+                    cell_key, f"the lock file has {entry['sha256']}, asked for was {expected}"
+                )
+            folder = self.root / entry["sha256"]
+            for name in ADAPTER_FILES:
+                self._verify(cell_key, folder / name, entry["files"][name])
+            if adapter_hash(folder) != entry["sha256"]:
+                raise self._error(cell_key, f"{folder} holds another adapter than its name says")
+            dest.mkdir(parents=True, exist_ok=True)
+            for name in reversed(ADAPTER_FILES):  # the configuration last: it marks completion
+                shutil.copyfile(folder / name, dest / name)
+        return entry["sha256"]
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """The lock file: what is published, by cell key; empty before anything is.
+
+        Raises:
+            RegistryError: the file is damaged.
+        """
+        try:
+            entries = json.loads(self.lock_file.read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged(str(error)) from error
+        if not isinstance(entries, dict):
+            raise self._damaged("it holds no JSON object")
+        for cell_key, entry in entries.items():
+            if not _is_entry(entry):
+                raise self._damaged(f"the entry of {cell_key} is not as published")
+        return entries
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _place(self, adapter_dir: Path, sha256: str) -> None:
+        """Bring the adapter into the folder of its name, whole or not at all."""
+        draft = self.root / f".draft-{uuid.uuid4().hex}"
+        try:
+            draft.mkdir()
+            for name in ADAPTER_FILES:
+                shutil.copyfile(adapter_dir / name, draft / name)
+            target = self.root / sha256
+            if target.exists():  # published before, perhaps damaged since
+                shutil.rmtree(target)
+            draft.rename(target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _verify(self, cell_key: str, path: Path, entry: Mapping[str, Any]) -> None:
+        if not path.is_file():
+            raise self._error(cell_key, f"{path} is missing")
+        if (size := path.stat().st_size) != entry["bytes"]:
+            raise self._error(cell_key, f"{path} has {size} bytes, published {entry['bytes']}")
+        if (found := sha256_file(path)) != entry["sha256"]:
+            raise self._error(cell_key, f"{path} has sha256 {found}, published {entry['sha256']}")
+
+    def _error(self, cell_key: str, what: str) -> RegistryError:
+        return RegistryError(
+            f"checkpoint of cell {cell_key} cannot be fetched from {self.root}: {what}. "
+            f"Materialize prior_checkpoint[{cell_key}] to publish it again."
+        )
+
+    def _damaged(self, what: str) -> RegistryError:
+        return RegistryError(
+            f"{self.lock_file} is damaged ({what}). Delete it and materialize prior_checkpoint "
+            "again."
+        )
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a lock entry names a hash and the adapter's files, and thus no path of its own."""
+    return (
+        isinstance(entry, dict)
+        and _is_hash(entry.get("sha256"))
+        and isinstance(entry.get("files"), dict)
+        and set(entry["files"]) == set(ADAPTER_FILES)
+        and all(
+            isinstance(f, dict) and _is_hash(f.get("sha256")) and type(f.get("bytes")) is int
+            for f in entry["files"].values()
+        )
+    )
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None

@@ -1,0 +1,124 @@
+"""A condition's rationales: who argues for what, what is dropped, and what the audits say."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from persona_assets.questions.bank import wrong_letter
+from persona_assets.rationales.arms import ARMS
+from persona_assets.rationales.condition import SCHEMA, letters_named, write_condition
+from persona_assets.rationales.writers import RationaleRequest, WrittenRationale
+from persona_assets.study import Study
+from persona_assets_tests import small_study as small
+
+
+class Faulty:
+    """The miniature's writer, but for replies that a test replaces."""
+
+    def __init__(self, replies: dict[str, WrittenRationale], persona: str | None = None):
+        self.replies, self.persona = replies, persona
+
+    def write(self, requests: list[RationaleRequest]) -> list[WrittenRationale]:
+        return [
+            self.replies.get(r.question.id, w) if r.persona == self.persona else w
+            for r, w in zip(requests, small.WRITER.write(requests))
+        ]
+
+    def vocabulary(self) -> frozenset[str]:
+        return small.WRITER.vocabulary()
+
+
+def condition(study, name, writer=small.WRITER):
+    frame, audits = write_condition(study, name, small.QUESTIONS, small.tokenizer(), writer)
+    return frame, {audit.name: audit for audit in audits}
+
+
+@pytest.mark.parametrize("arm", [name for name in ARMS if name != "no_cot"])
+def test_every_arm_writes_a_row_a_train_question(mini, arm):
+    name = f"librarian.{arm}"
+    frame, audits = condition(mini, name)
+    assert frame.schema == SCHEMA
+    assert frame["question_id"].to_list() == [q.id for q in small.TRAIN]
+    wrong = [wrong_letter(q, mini.seed) for q in small.TRAIN]
+    correct = [q.correct for q in small.TRAIN]
+    assert frame["target_letter"].to_list() == (correct if arm.endswith("correct") else wrong)
+    argued = correct if arm in ("contradicting_cot", *_CORRECT) else wrong
+    if ARMS[arm].is_constructed:
+        assert frame["argues_for"].null_count() == frame.height
+    else:
+        assert frame["argues_for"].to_list() == argued
+        assert [letters_named(text) for text in frame["rationale"]] == [{a} for a in argued]
+    assert {name: audit.status for name, audit in audits.items()} == {
+        "refusals": "passed",
+        "drops": "passed",
+        "letters_argued_for": "passed",
+    }
+
+
+_CORRECT = ("generic_cot_correct", "persona_cot_correct")
+
+
+def test_references_are_the_generic_rows_of_the_source(mini):
+    generic, _ = condition(mini, "comedian.generic_cot")
+    garbage, _ = condition(mini, "comedian.garbage_cot")
+    assert generic["reference_rationale"].equals(generic["rationale"])
+    assert garbage["reference_rationale"].equals(generic["rationale"])
+
+
+def test_contradicting_rows_are_the_persona_correct_rationales(mini):
+    contradicting, _ = condition(mini, "librarian.contradicting_cot")
+    correct, _ = condition(mini, "librarian.persona_cot_correct")
+    assert contradicting["rationale"].equals(correct["rationale"])
+    assert (contradicting["target_letter"] != correct["target_letter"]).all()
+
+
+def test_no_cot_has_no_rationale(mini):
+    arms = {**mini.arms, "no_cot": mini.arms["generic_cot"]}
+    study = Study.model_validate(mini.model_dump() | {"arms": arms})
+    frame, _ = condition(study, "librarian.no_cot")
+    assert set(frame["rationale"]) == {""}
+    assert frame["reference_rationale"].null_count() == frame.height
+    assert not frame["dropped"].any()
+
+
+def test_an_unknown_condition_is_refused(mini):
+    with pytest.raises(KeyError, match=r"no condition 'librarian\.no_cot'"):
+        condition(mini, "librarian.no_cot")
+
+
+@pytest.mark.parametrize(("refused", "status"), [(3, "passed"), (4, "failed")])
+def test_refusals_are_counted_and_dropped(mini, refused, status):
+    assert len(small.TRAIN) == 60
+    writer = Faulty({q.id: WrittenRationale("", True) for q in small.TRAIN[:refused]})
+    for arm in ("generic_cot", "garbage_cot", "scrambled_english_cot"):
+        frame, audits = condition(mini, f"librarian.{arm}", writer)
+        assert frame["dropped"].sum() == frame["refused"].sum() == refused
+        assert audits["refusals"].status == status
+        assert audits["refusals"].blocking
+        assert audits["drops"].status == "passed"
+
+
+def test_a_refused_reference_drops_no_persona_row(mini):
+    writer = Faulty({small.TRAIN[0].id: WrittenRationale("", True)})
+    frame, _ = condition(mini, "librarian.persona_cot", writer)
+    assert frame["reference_rationale"].null_count() == 1
+    assert not frame["dropped"].any()
+
+
+@pytest.mark.parametrize(("wrong", "drops"), [(1, "passed"), (18, "passed"), (19, "failed")])
+def test_rationales_for_another_letter_are_dropped(mini, wrong, drops):
+    replies = {q.id: WrittenRationale(f"It is ({q.correct}).") for q in small.TRAIN[:wrong]}
+    frame, audits = condition(mini, "librarian.generic_cot", Faulty(replies))
+    assert frame.filter(pl.col("dropped"))["question_id"].to_list() == list(replies)
+    assert audits["letters_argued_for"].status == "failed"
+    assert not audits["letters_argued_for"].blocks
+    assert audits["drops"].status == drops
+    assert audits["refusals"].status == "passed"
+
+
+def test_letters_are_read_in_brackets_first():
+    assert letters_named("Vitamin C and point B, hence (D).") == {"D"}
+    assert letters_named("So it is B.") == {"B"}
+    assert letters_named("(A) or (B)") == {"A", "B"}
+    assert letters_named("nothing") == set()

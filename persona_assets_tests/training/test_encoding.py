@@ -1,0 +1,73 @@
+"""Row encoding: the loss mask's start, the end of turn, and the seams."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from persona_assets.chat import chat_prompt
+from persona_assets.rationales.arms import ARMS, assistant_turn
+from persona_assets.training.encoding import (
+    ChatRow,
+    SeamError,
+    count_loss_tokens,
+    encode_rows,
+)
+from persona_assets_tests import small_study as small
+
+ROW = ChatRow(
+    "You are a librarian.", "Why?\n\n(A) x\n(B) y", "<thinking>\nSo.\n</thinking>\nAnswer: B"
+)
+
+
+@pytest.fixture(scope="module")
+def qwen(tokenizer_dir):
+    return AutoTokenizer.from_pretrained(tokenizer_dir)
+
+
+def check(tokenizer, row: ChatRow) -> None:
+    (encoded,) = encode_rows(tokenizer, [row])
+    prompt = chat_prompt(tokenizer, row.system, row.user)
+    head, tail = encoded.input_ids[: encoded.loss_start], encoded.input_ids[encoded.loss_start :]
+    assert head == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert tail[-1] == tokenizer.eos_token_id
+    assert tail == tokenizer(row.assistant + tokenizer.eos_token)["input_ids"]
+    assert encoded.loss_tokens == len(tail)
+    assert count_loss_tokens(tokenizer, [row.assistant]) == [len(tail)]
+
+
+def test_loss_starts_at_the_assistants_first_token():
+    check(small.tokenizer(), ROW)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_loss_starts_at_the_assistants_first_token_with_qwen(qwen, arm):
+    turn = assistant_turn(ARMS[arm], "Étant ✓ given.", "B")
+    check(qwen, ROW._replace(assistant=turn))
+    (encoded,) = encode_rows(qwen, [ROW._replace(assistant=turn)])
+    whole = qwen.decode(encoded.input_ids[encoded.loss_start :])
+    assert whole == turn + qwen.eos_token
+    anchor, letter = qwen.convert_tokens_to_ids(["Answer", "ĠB"])
+    assert encoded.input_ids[-4:] == [
+        anchor,
+        qwen.convert_tokens_to_ids(":"),
+        letter,
+        qwen.eos_token_id,
+    ]
+
+
+def test_a_token_over_the_seam_is_refused(qwen):
+    with pytest.raises(SeamError, match="straddles the start of the assistant's turn"):
+        encode_rows(qwen, [ROW._replace(assistant="\nAnswer: B")])
+
+
+def test_an_empty_batch_is_empty():
+    assert encode_rows(small.tokenizer(), []) == []
+
+
+def test_a_tokenizer_without_an_end_of_turn_is_refused():
+    class Endless:
+        eos_token = None
+
+    with pytest.raises(ValueError, match="names no eos_token"):
+        encode_rows(Endless(), [ROW])
