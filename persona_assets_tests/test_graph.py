@@ -144,7 +144,7 @@ def test_changed_title_stales_the_report_only(landed, study_texts):
 
 
 def test_batch_size_stales_nothing_but_the_report(landed, study_texts):
-    graph = changed(study_texts["mini"], "batch_size: 1024", "batch_size: 512")
+    graph = changed(study_texts["mini"], "batch_size: 256", "batch_size: 128")
     assert stale(graph, landed) == {"report": {None}}
 
 

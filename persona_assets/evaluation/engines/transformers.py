@@ -1,0 +1,264 @@
+"""An engine over a resident Hugging Face model: batched, each group's prompt computed once.
+
+A group's prompts (one persona and question, several scaffolds) share almost all their tokens: they
+are a trunk and branches (see :mod:`.token_trees`). Rationales are decoded greedily, all branches
+of the batch together; then one forward pass reads the letters of all scaffolds, over trunk and
+rationales as they stand in the cache. A row's answer depends on the rest of its batch through the
+rounding of sums alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+
+from persona_assets.chat import encode
+from persona_assets.evaluation.engines.token_trees import (
+    NOBODY,
+    Branch,
+    Step,
+    TokenTrees,
+    common_length,
+)
+from persona_assets.evaluation.protocol import (
+    Answer,
+    PromptGroup,
+    StopReason,
+    cut_rationale,
+    end_of_turn,
+    letter_prompt,
+    letter_token_ids,
+    stop_strings,
+)
+from persona_assets.evaluation.scaffolds import Scaffold
+from persona_assets.hashing import sha256_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(slots=True)
+class _Job:
+    """One scaffold of one group, on its way to an answer.
+
+    Attributes:
+        group: The group.
+        scaffold: The scaffold.
+        owner: The number of its branch in the group's tree.
+        prompt: Its text so far; at last the whole string whose next token is scored.
+        ids: ``prompt`` encoded.
+        cached: The tokens of its path that the tree holds.
+        rationale: The generated rationale.
+        stop_reason: Why it ended.
+    """
+
+    group: PromptGroup
+    scaffold: Scaffold
+    owner: int
+    prompt: str
+    ids: list[int] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)
+    rationale: str = ""
+    stop_reason: StopReason | None = None
+
+    def branch(self) -> Branch:
+        """What the tree does not hold of ``ids``, at least one token.
+
+        Where the tokenizer merges the text's pieces in another way than they were generated, only
+        the part that the two share is used.
+        """
+        start = common_length(self.cached, self.ids[:-1])
+        return Branch(self.owner, self.ids[start:], start)
+
+
+class TransformersEngine:
+    """Runs the protocol with a causal language model of ``transformers``, PEFT-wrapped or not.
+
+    Args:
+        model: The model, on its device, in its dtype; put into evaluation mode.
+        tokenizer: Its tokenizer.
+        max_rationale_tokens: Tokens after which a rationale is cut off.
+        batch_size: Groups (persona × question) computed together; memory grows with it.
+
+    Raises:
+        ValueError: the model's attention cannot be given an arbitrary mask.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_rationale_tokens: int,
+        batch_size: int,
+    ):
+        _require_masked_attention(model)
+        self.model, self.tokenizer = model, tokenizer
+        self.max_rationale_tokens, self.batch_size = max_rationale_tokens, batch_size
+        eos = model.generation_config.eos_token_id
+        self._end_of_turn = end_of_turn(
+            tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos]
+        )
+        self._may_stop = self._stop_table()
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Engine, package versions, dtype, device, attention and token limit."""
+        return {
+            "engine": "transformers",
+            **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+            "attention": self.model.config._attn_implementation,
+            "max_rationale_tokens": str(self.max_rationale_tokens),
+        }
+
+    def answer(self, groups: Sequence[PromptGroup]) -> Iterator[Answer]:
+        """Answers batch by batch, groups of like length together."""
+        self.model.eval()
+        letters = "".join(sorted({letter for g in groups for letter in g.question.letters}))
+        letter_ids = letter_token_ids(self.tokenizer, letters)
+        by_length = sorted(groups, key=lambda group: len(group.chat))
+        for first in range(0, len(by_length), self.batch_size):
+            yield from self._answer_batch(by_length[first : first + self.batch_size], letter_ids)
+
+    @torch.inference_mode()
+    def _answer_batch(
+        self, groups: Sequence[PromptGroup], letter_ids: dict[str, int]
+    ) -> list[Answer]:
+        rows = [[_job(g, s, owner) for owner, s in enumerate(g.scaffolds)] for g in groups]
+        jobs = [job for row in rows for job in row]
+        writing = [job for job in jobs if job.scaffold.generates]
+        self._encode(jobs)
+        trees = self._plant(rows)
+        if writing:
+            self._generate(trees, rows)
+            for job in writing:
+                job.prompt = letter_prompt(job.group.chat, job.scaffold, job.rationale)
+            self._encode(writing)
+        logprobs = self._read(trees, rows, list(letter_ids.values()))
+        lengths = [len(ids) for ids in encode(self.tokenizer, [job.rationale for job in jobs])]
+        return [
+            Answer(
+                persona=job.group.persona,
+                scaffold=job.scaffold.name,
+                question_id=job.group.question.id,
+                rationale=job.rationale,
+                rationale_tokens=length,
+                stop_reason=job.stop_reason,
+                letter_logprobs={
+                    letter: value
+                    for letter, value in zip(letter_ids, values)
+                    if letter in job.group.question.letters
+                },
+                prompt_sha256=sha256_text(job.prompt),
+            )
+            for job, length, values in zip(jobs, lengths, logprobs)
+        ]
+
+    def _encode(self, jobs: Sequence[_Job]) -> None:
+        for job, ids in zip(jobs, encode(self.tokenizer, [job.prompt for job in jobs])):
+            job.ids = ids
+
+    def _plant(self, rows: Sequence[Sequence[_Job]]) -> TokenTrees:
+        """Run what the prompts of each group have in common, short of their last tokens."""
+        room = 0
+        for row in rows:
+            first, last = min(job.ids for job in row), max(job.ids for job in row)
+            shortest = min(len(job.ids) for job in row)
+            trunk = first[: min(common_length(first, last), shortest - 1)]
+            for job in row:
+                job.cached = trunk
+            lengths = [len(job.ids) - len(trunk) for job in row if job.scaffold.generates]
+            room = max(room, sum(lengths) + len(lengths) * self.max_rationale_tokens)
+        return TokenTrees(self.model, [row[0].cached for row in rows], room)
+
+    def _generate(self, trees: TokenTrees, rows: Sequence[Sequence[_Job]]) -> None:
+        """Write the rationales, greedily; a group leaves the batch when its last one has ended."""
+        writing = [[job for job in row if job.scaffold.generates] for row in rows]
+        width = max(map(len, writing))
+        step = trees.pack([[job.branch() for job in row] for row in writing])
+        # What each live row's last tokens belong to, left-padded as they are; None once ended.
+        live = [[None] * (width - len(row)) + row for row in writing]
+        position = step.position[:, -width:]
+        tokens = position.new_empty(*position.shape, 0)
+        for left in reversed(range(self.max_rationale_tokens)):
+            best = trees.forward(step, width).argmax(-1)
+            tokens, position = torch.cat([tokens, best[..., None]], dim=-1), position + 1
+            may_end = self._may_stop[best] if left else torch.ones_like(best)
+            if self._end(live, tokens, may_end.nonzero().tolist(), at_limit=not left):
+                gone = {at for at, row in enumerate(live) if not any(row)}
+                order = trees.retire(len(live), gone)
+                live, tokens, position = [live[at] for at in order], tokens[order], position[order]
+            if not live:
+                return
+            owner = [[NOBODY if job is None else job.owner for job in row] for row in live]
+            step = Step(tokens[..., -1], position.new_tensor(owner), position, start=position)
+
+    def _end(
+        self,
+        live: list[list[_Job | None]],
+        tokens: torch.Tensor,
+        places: Sequence[tuple[int, int]],
+        at_limit: bool,
+    ) -> bool:
+        """End the jobs at ``places`` whose text holds a stop, or all at the limit; any ended?"""
+        places = [(row, column) for row, column in places if live[row][column] is not None]
+        written = [tokens[row, column].tolist() for row, column in places]
+        ended = False
+        for (row, column), ids in zip(places, written):
+            job = live[row][column]
+            text = self.tokenizer.decode(ids)
+            rationale, reason = cut_rationale(text, job.scaffold, self._end_of_turn)
+            if reason != "length" or at_limit:
+                job.rationale, job.stop_reason = rationale, reason
+                # The last token was chosen, but never run.
+                job.cached = job.ids + ids[:-1]
+                live[row][column], ended = None, True
+        return ended
+
+    def _read(
+        self, trees: TokenTrees, rows: Sequence[Sequence[_Job]], letter_ids: list[int]
+    ) -> list[list[float]]:
+        """Log-probabilities of the letters after each job's whole string, in nats, job by job."""
+        ordered = [rows[tree] for tree in trees.order]
+        width = max(map(len, rows))
+        step = trees.pack([[job.branch() for job in row] for row in ordered])
+        logits = trees.forward(step, width).float()
+        logprobs = (logits[..., letter_ids] - logits.logsumexp(-1, keepdim=True)).tolist()
+        by_tree = dict(zip(trees.order, logprobs))
+        return [values for at, row in enumerate(rows) for values in by_tree[at][width - len(row) :]]
+
+    def _stop_table(self) -> torch.Tensor:
+        """For each token, whether it may complete a stop: it holds the last character of one."""
+        finals = {stop[-1] for stop in stop_strings(self._end_of_turn)}
+        pieces = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        table = torch.zeros(max(len(pieces), self.model.config.vocab_size), dtype=torch.bool)
+        table[[i for i, piece in enumerate(pieces) if finals & set(piece)]] = True
+        return table.to(self.model.device)
+
+
+def _job(group: PromptGroup, scaffold: Scaffold, owner: int) -> _Job:
+    """A job at its start, with what is known of its text before anything is generated."""
+    if scaffold.generates:
+        return _Job(group, scaffold, owner, group.chat + scaffold.opening)
+    return _Job(group, scaffold, owner, letter_prompt(group.chat, scaffold))
+
+
+def _require_masked_attention(model: PreTrainedModel) -> None:
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise ValueError(
+            f"attention implementation {attention!r} takes no mask of its own: "
+            "load the model with attn_implementation='sdpa'"
+        )
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"the model has layers of kinds {sorted(kinds)}; the shared prompt needs full "
+            "attention in every layer. Evaluate it with another engine."
+        )

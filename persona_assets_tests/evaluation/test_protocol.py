@@ -1,0 +1,189 @@
+from dataclasses import replace
+
+import pytest
+
+from persona_assets.evaluation.outcomes import MEASURED
+from persona_assets.evaluation.protocol import (
+    Answer,
+    cut_rationale,
+    end_of_turn,
+    evaluate,
+    letter_prompt,
+    letter_token_ids,
+    predict,
+    stop_strings,
+)
+from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.hashing import sha256_text
+from persona_assets_tests.evaluation import small
+
+EOT = ("<|im_end|>", "<|endoftext|>")
+GENERIC, PERSONA = SCAFFOLDS["generic_cot"], SCAFFOLDS["persona_cot"]
+
+
+class FakeEngine:
+    """Answers by rule, last group first; ``tamper`` edits the answers on the way out."""
+
+    def __init__(self, tamper=lambda answers: answers):
+        self.tamper, self.fingerprint = tamper, {"engine": "fake"}
+
+    def answer(self, groups):
+        answers = [
+            Answer(
+                group.persona,
+                scaffold.name,
+                group.question.id,
+                "because" if scaffold.generates else "",
+                1 if scaffold.generates else 0,
+                "length" if scaffold.generates else None,
+                {letter: -float(i == 0) for i, letter in enumerate(group.question.letters)},
+                sha256_text(letter_prompt(group.chat, scaffold)),
+            )
+            for group in reversed(groups)
+            for scaffold in group.scaffolds
+        ]
+        yield from self.tamper(answers)
+
+
+def run(engine, questions=None):
+    return evaluate(
+        engine,
+        small.word_tokenizer(),
+        small.PERSONAS,
+        questions or small.questions(),
+        list(SCAFFOLDS.values()),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "scaffold", "expected"),
+    [
+        ("It eats moss. \n</thinking>\nAnswer: A", GENERIC, ("It eats moss.", "tag")),
+        ("It eats moss.</thinking>", PERSONA, ("It eats moss.", "wrong_tag")),
+        ("Hush\n</persona-thinking>", PERSONA, ("Hush", "tag")),
+        ("Hush\n</persona-thinking>", GENERIC, ("Hush", "wrong_tag")),
+        ("So B.\nAnswer: B</thinking>", GENERIC, ("So B.", "answer")),
+        ("So B.\n<|im_end|>\n", GENERIC, ("So B.", "eot")),
+        ("So B.<|endoftext|>", GENERIC, ("So B.", "eot")),
+        ("So B, and \n", GENERIC, ("So B, and", "length")),
+        ("</thinking>", GENERIC, ("", "tag")),
+        ("", GENERIC, ("", "length")),
+        ("my answer: B, Answer : B", GENERIC, ("my answer: B, Answer : B", "length")),
+    ],
+)
+def test_rationale_is_cut_at_its_first_stop(text, scaffold, expected):
+    assert cut_rationale(text, scaffold, EOT) == expected
+
+
+def test_letter_prompts_end_in_the_anchor():
+    chat = "<|im_start|>assistant\n"
+    assert letter_prompt(chat, SCAFFOLDS["no_cot"]) == chat + "Answer:"
+    assert letter_prompt(chat, GENERIC, "So B. \n") == (
+        chat + "<thinking>\nSo B.\n</thinking>\nAnswer:"
+    )
+    assert letter_prompt(chat, SCAFFOLDS["empty_persona_cot"]) == (
+        chat + "<persona-thinking>\n\n</persona-thinking>\nAnswer:"
+    )
+
+
+def test_stops_are_both_closing_tags_the_anchor_and_the_end_of_turn():
+    tokenizer = small.word_tokenizer()
+    pad = tokenizer.pad_token_id
+    assert end_of_turn(tokenizer, [pad, tokenizer.eos_token_id]) == ("<|im_end|>", "<pad>")
+    assert stop_strings(("<|im_end|>",)) == (
+        "</thinking>",
+        "</persona-thinking>",
+        "Answer:",
+        "<|im_end|>",
+    )
+
+
+@pytest.mark.parametrize("make", [small.bpe_tokenizer, small.word_tokenizer])
+def test_letter_is_the_token_after_the_anchor(make):
+    tokenizer = make()
+    tokens = letter_token_ids(tokenizer, "ABCDE")
+    assert [tokenizer.decode([token]).strip() for token in tokens.values()] == list("ABCDE")
+    assert len(set(tokens.values())) == 5
+
+
+def test_letter_unknown_to_the_tokenizer_is_named():
+    tokenizer = small.word_tokenizer()
+    tokenizer.name_or_path = "word-level"
+    with pytest.raises(ValueError, match=r"'word-level'.*one token for 'F'"):
+        letter_token_ids(tokenizer, "ABF")
+
+
+def test_letter_that_takes_two_tokens_is_refused():
+    tokenizer = small.bpe_tokenizer()
+    with pytest.raises(ValueError, match="one token for 'é'"):
+        letter_token_ids(tokenizer, "é")
+
+
+def test_letters_that_share_a_token_are_refused():
+    tokenizer = small.word_tokenizer()
+    tokenizer.unk_token = None
+    with pytest.raises(ValueError, match="two letters one token"):
+        letter_token_ids(tokenizer, "XY")
+
+
+def test_ties_go_to_the_first_letter():
+    assert predict({"A": -2.0, "B": -1.0, "C": -1.0}) == "B"
+    assert predict({"C": -1.0, "B": -1.0}) == "B"
+
+
+def test_rows_come_in_the_order_of_the_arguments():
+    frame = run(FakeEngine())
+    assert frame.schema == MEASURED
+    questions = small.questions()
+    assert frame.select("persona", "scaffold", "question_id").rows() == [
+        (persona, scaffold, question.id)
+        for persona in small.PERSONAS
+        for scaffold in SCAFFOLDS
+        for question in questions
+    ]
+    # The fake scores A at -1 and every other letter at 0: B is the first of the best.
+    assert set(frame["predicted_letter"]) == {"B"}
+    assert not frame["is_correct"].any()
+    assert frame.filter(scaffold="persona_cot")["truncated"].all()
+    assert frame.filter(scaffold="no_cot")["stop_reason"].is_null().all()
+
+
+def test_letters_are_the_questions_own():
+    frame = run(FakeEngine())
+    lengths = dict(frame.select("question_id", "letter_logprobs").rows())
+    assert [len(lengths[f"q{i}"]) for i in range(3)] == [4, 3, 5]
+    assert lengths["q1"] == [
+        {"key": "A", "value": -1.0},
+        {"key": "B", "value": 0.0},
+        {"key": "C", "value": 0.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda answers: answers[1:], "1 of 48 prompts unanswered.*villain/no_cot/q5"),
+        (lambda answers: [*answers, answers[0]], "villain/no_cot/q5 twice"),
+        (lambda answers: [*answers, replace(answers[0], question_id="q9")], "not asked"),
+        (
+            lambda answers: [replace(a, letter_logprobs={"A": 0.0}) for a in answers],
+            r"q0 has the letters ABCD, the engine scored \['A'\]",
+        ),
+        (
+            lambda answers: [
+                replace(a, letter_logprobs=dict.fromkeys(a.letter_logprobs, float("nan")))
+                for a in answers
+            ],
+            "librarian/no_cot/q0: .* not finite",
+        ),
+    ],
+)
+def test_incomplete_answers_are_refused(tamper, message):
+    with pytest.raises(ValueError, match=message):
+        run(FakeEngine(tamper))
+
+
+def test_repeated_question_ids_are_refused():
+    question = small.questions()[0]
+    with pytest.raises(ValueError, match="twice"):
+        run(FakeEngine(), [question, question])

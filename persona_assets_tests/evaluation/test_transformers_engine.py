@@ -1,0 +1,209 @@
+import itertools
+
+import pytest
+import torch
+
+from persona_assets.chat import chat_prompt, encode
+from persona_assets.evaluation.engines.transformers import TransformersEngine
+from persona_assets.evaluation.protocol import (
+    PromptGroup,
+    cut_rationale,
+    evaluate,
+    letter_prompt,
+    letter_token_ids,
+)
+from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.hashing import sha256_text
+from persona_assets.questions.bank import user_message
+from persona_assets_tests.evaluation import small
+
+LIMIT = 24
+ALL = tuple(SCAFFOLDS.values())
+
+
+@pytest.fixture(scope="module", params=["bpe", "word"])
+def rig(request):
+    tokenizer = {"bpe": small.bpe_tokenizer, "word": small.word_tokenizer}[request.param]()
+    model = small.model(tokenizer)
+    if request.param == "word":
+        # Stops are some of the few tokens: without this, rationales are two words long.
+        with torch.no_grad():
+            model.lm_head.weight[: tokenizer.convert_tokens_to_ids("A")] *= 0.75
+    return model, tokenizer
+
+
+def measure(rig, batch_size, scaffolds=ALL, limit=LIMIT):
+    model, tokenizer = rig
+    engine = TransformersEngine(model, tokenizer, max_rationale_tokens=limit, batch_size=batch_size)
+    return evaluate(engine, tokenizer, small.PERSONAS, small.questions(), scaffolds)
+
+
+def plainly(rig, system, question, scaffold):
+    """The protocol for one row with ``generate`` and an unpadded forward pass."""
+    model, tokenizer = rig
+    chat = chat_prompt(tokenizer, system, user_message(question))
+    rationale, stop = "", None
+    if scaffold.generates:
+        ids = torch.tensor(encode(tokenizer, [chat + scaffold.opening]))
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LIMIT
+        )
+        text = tokenizer.decode(out[0, ids.shape[1] :])
+        rationale, stop = cut_rationale(text, scaffold, ("<|im_end|>",))
+    prompt = letter_prompt(chat, scaffold, rationale)
+    with torch.inference_mode():
+        logits = model(torch.tensor(encode(tokenizer, [prompt]))).logits[0, -1]
+    tokens = letter_token_ids(tokenizer, question.letters)
+    logprobs = {k: logits.log_softmax(-1)[t].item() for k, t in tokens.items()}
+    return rationale, stop, logprobs, sha256_text(prompt)
+
+
+def logprobs_of(row):
+    return {entry["key"]: entry["value"] for entry in row["letter_logprobs"]}
+
+
+def test_agrees_with_generate_and_an_unpadded_forward(rig):
+    rows = {
+        (r["persona"], r["scaffold"], r["question_id"]): r
+        for r in measure(rig, 5).iter_rows(named=True)
+    }
+    for (name, system), question, scaffold in itertools.product(
+        small.PERSONAS.items(), small.questions(), ALL
+    ):
+        row = rows[name, scaffold.name, question.id]
+        rationale, stop, logprobs, sha256 = plainly(rig, system, question, scaffold)
+        assert (row["rationale"], row["stop_reason"]) == (rationale, stop)
+        assert row["prompt_sha256"] == sha256
+        assert logprobs_of(row) == pytest.approx(logprobs, abs=1e-5)
+        assert row["rationale_tokens"] == len(encode(rig[1], [rationale])[0])
+
+
+def test_rationales_of_the_rig_are_varied(rig):
+    """What makes the agreement above mean something: rows that stop early, late and not at all."""
+    frame = measure(rig, 64).drop_nulls("stop_reason")
+    assert frame["rationale"].n_unique() >= 12
+    assert frame["rationale_tokens"].n_unique() >= 3
+    assert frame["stop_reason"].n_unique() >= 2
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_row_does_not_depend_on_its_batch(rig, batch_size):
+    one, other = measure(rig, batch_size), measure(rig, 64)
+    exact = ["rationale", "stop_reason", "prompt_sha256", "predicted_letter", "rationale_tokens"]
+    assert one.select(exact).equals(other.select(exact))
+    for a, b in zip(one.iter_rows(named=True), other.iter_rows(named=True)):
+        assert logprobs_of(a) == pytest.approx(logprobs_of(b), abs=1e-5)
+
+
+@pytest.mark.parametrize("scaffold", ALL, ids=lambda s: s.name)
+def test_a_scaffold_does_not_depend_on_the_others(rig, scaffold):
+    alone = measure(rig, 64, [scaffold])
+    together = measure(rig, 64).filter(scaffold=scaffold.name)
+    exact = ["persona", "question_id", "rationale", "stop_reason", "prompt_sha256"]
+    assert alone.select(exact).equals(together.select(exact))
+    for a, b in zip(alone.iter_rows(named=True), together.iter_rows(named=True)):
+        assert logprobs_of(a) == pytest.approx(logprobs_of(b), abs=1e-5)
+
+
+def say(rig, text, scaffold, limit=LIMIT):
+    """Evaluate one group with a head biased so that the rationale begins with ``text``."""
+    model, tokenizer = rig
+    question = small.questions()[0]
+    chat = chat_prompt(tokenizer, "You are a librarian.", user_message(question))
+    start = len(encode(tokenizer, [chat + scaffold.opening])[0])
+    script = encode(tokenizer, [text])[0]
+
+    def force(module, args, kwargs, output):
+        last = kwargs["position_ids"][:, -1] if kwargs.get("position_ids") is not None else None
+        if last is not None and output.logits.shape[1] == 1:
+            for row, position in enumerate(last.tolist()):
+                if 0 <= position + 1 - start < len(script):
+                    output.logits[row, -1, script[position + 1 - start]] += 1e4
+        return output
+
+    handle = model.register_forward_hook(force, with_kwargs=True)
+    try:
+        engine = TransformersEngine(model, tokenizer, max_rationale_tokens=limit, batch_size=4)
+        group = PromptGroup("librarian", question, chat, (scaffold,))
+        (answer,) = engine.answer([group])
+    finally:
+        handle.remove()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("moss ferns\n</thinking>\n", "tag"),
+        ("moss ferns\n</persona-thinking>\n", "wrong_tag"),
+        ("moss ferns\nAnswer: B", "answer"),
+        ("moss ferns<|im_end|>", "eot"),
+    ],
+)
+def test_every_stop_ends_the_rationale(rig, text, reason):
+    answer = say(rig, text, SCAFFOLDS["generic_cot"])
+    assert (answer.rationale, answer.stop_reason) == ("moss ferns", reason)
+    assert answer.rationale_tokens == len(encode(rig[1], ["moss ferns"])[0])
+
+
+def test_the_limit_ends_the_rationale(rig):
+    limit = len(encode(rig[1], ["moss ferns"])[0])
+    answer = say(rig, "moss ferns kelp", SCAFFOLDS["generic_cot"], limit)
+    assert (answer.rationale, answer.stop_reason) == ("moss ferns", "length")
+
+
+def test_prefix_that_merges_with_what_follows_is_still_right():
+    """A chat that ends inside a token: the shared ids end before the seam."""
+    tokenizer = small.bpe_tokenizer()
+    model = small.model(tokenizer)
+    question = small.questions()[0]
+    chat = "<|im_start|>user\nmoss <"
+    engine = TransformersEngine(model, tokenizer, max_rationale_tokens=4, batch_size=2)
+    for answer in engine.answer([PromptGroup("p", question, chat, ALL)]):
+        prompt = letter_prompt(chat, SCAFFOLDS[answer.scaffold], answer.rationale)
+        with torch.inference_mode():
+            logits = model(torch.tensor(encode(tokenizer, [prompt]))).logits[0, -1]
+        tokens = letter_token_ids(tokenizer, question.letters)
+        expected = {k: logits.log_softmax(-1)[t].item() for k, t in tokens.items()}
+        assert answer.letter_logprobs == pytest.approx(expected, abs=1e-5)
+
+
+def test_bfloat16_and_eager_attention_run(rig):
+    _, tokenizer = rig
+    model = small.model(tokenizer).to(torch.bfloat16)
+    model.set_attn_implementation("eager")
+    engine = TransformersEngine(model, tokenizer, max_rationale_tokens=3, batch_size=4)
+    frame = evaluate(engine, tokenizer, small.PERSONAS, small.questions(2), ALL)
+    assert frame.height == 16
+    assert engine.fingerprint["dtype"] == "bfloat16"
+    assert engine.fingerprint["attention"] == "eager"
+    assert engine.fingerprint["max_rationale_tokens"] == "3"
+
+
+def test_peft_model_gives_other_numbers_than_its_base(rig):
+    from peft import LoraConfig, get_peft_model
+
+    _, tokenizer = rig
+    model = small.model(tokenizer)
+    base = measure((model, tokenizer), 8, [SCAFFOLDS["no_cot"]])
+    wrapped = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    adapted = measure((wrapped, tokenizer), 8, [SCAFFOLDS["no_cot"]])
+    with wrapped.disable_adapter():
+        disabled = measure((wrapped, tokenizer), 8, [SCAFFOLDS["no_cot"]])
+    assert disabled.equals(base)
+    for a, b in zip(base.iter_rows(named=True), adapted.iter_rows(named=True)):
+        assert logprobs_of(a) != pytest.approx(logprobs_of(b), abs=1e-3)
+
+
+def test_models_that_cannot_share_a_prefix_are_refused(rig):
+    _, tokenizer = rig
+    model = small.model(tokenizer)
+    model.config.layer_types = ["sliding_attention", "full_attention"]
+    with pytest.raises(ValueError, match="sliding_attention"):
+        TransformersEngine(model, tokenizer, max_rationale_tokens=1, batch_size=1)
+    model.config.layer_types = ["full_attention"] * 2
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="attn_implementation='sdpa'"):
+        TransformersEngine(model, tokenizer, max_rationale_tokens=1, batch_size=1)
