@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from persona_assets import hub
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.evaluation import measure, resident_base
 from persona_assets.assets.metadata import inline_plot
@@ -17,9 +16,9 @@ from persona_assets.questions.bank import from_frame
 from persona_assets.residency import resident_tokenizer
 from persona_assets.store import write_atomically
 from persona_assets.study import HubRegistry, TrainingRecipe
-from persona_assets.training.checkpoints import adapter_hash, fits_base
+from persona_assets.training.checkpoints import adapter_hash, fits_base, is_adapter
 from persona_assets.training.dataset import build_dataset
-from persona_assets.training.registry import FolderRegistry
+from persona_assets.training.registry import CheckpointRegistry, FolderRegistry, HubFolders
 
 
 def checkpoint(task: Task) -> Made:
@@ -45,49 +44,50 @@ def prior_checkpoint(task: Task) -> Made:
         .to_dicts()
     )
     (task.draft / "accuracies.json").write_text(json.dumps(averages, indent=1), "utf-8")
-    sha256 = registry(task).publish(cell.key, task.draft)
+    sha256 = _local_registry(task).publish(cell.key, task.draft)
     return Made(
         audits=[_loss_fell(losses)],
         summary={"registry_sha256": sha256, "steps": len(losses)},
         metadata=_curve(losses),
-        data_version=adapter_hash(task.draft),
+        data_version=sha256,
     )
-
-
-def registry(task: Task) -> FolderRegistry:
-    """The local registry that the study's prior checkpoints are published to."""
-    return FolderRegistry(task.store.root.parents[1] / "registry" / task.study.name)
 
 
 def _trained(task: Task) -> Made:
     rows = task.frame("training_dataset", task.key)
     losses = _train(task, rows, task.study.training)
+    sha256 = adapter_hash(task.draft)
     return Made(
         audits=[_loss_fell(losses), fits_base(task.draft, task.directory("base_model"))],
-        summary=_checkpoint_summary(task, "trained here") | {"steps": len(losses)},
+        summary=_checkpoint_summary(task, "trained here", sha256) | {"steps": len(losses)},
         metadata=_curve(losses),
-        data_version=adapter_hash(task.draft),
+        data_version=sha256,
     )
 
 
 def _carried_over(task: Task) -> Made:
-    source = task.study.carry_over
-    if isinstance(source, HubRegistry):
-        cell = task.cell
-        folder = source.folder.format(source=cell.source, arm=cell.arm, seed=cell.seed)
-        patterns = [f"{folder}/*.safetensors*", f"{folder}/*.json"]
-        hub.fetch(source.repo, source.revision, patterns, task.draft)
-        for path in (task.draft / folder).iterdir():
-            path.rename(task.draft / path.name)
-        (task.draft / folder).rmdir()
-        return Made(summary=_checkpoint_summary(task, f"{source.repo} at {source.revision}"))
-    pinned = task.manifest("prior_checkpoint", task.key).summary["registry_sha256"]
-    registry(task).fetch(task.key, task.draft, expected=pinned)
+    """The earlier experiment's checkpoint, from wherever the study says it is kept."""
+    settings = task.study.carry_over
+    registry: CheckpointRegistry
+    if isinstance(settings, HubRegistry):
+        registry, pinned = HubFolders(settings), None
+        source = f"{settings.repo} at {settings.revision}"
+    else:
+        registry = _local_registry(task)
+        pinned = task.manifest("prior_checkpoint", task.key).data_version
+        source = f"local registry, {pinned}"
+    sha256 = registry.fetch(task.key, task.draft, expected=pinned)
+    whole_model = not is_adapter(task.draft)
     return Made(
-        audits=[fits_base(task.draft, task.directory("base_model"))],
-        summary=_checkpoint_summary(task, f"local registry, {pinned}"),
-        data_version=adapter_hash(task.draft),
+        audits=[] if whole_model else [fits_base(task.draft, task.directory("base_model"))],
+        summary=_checkpoint_summary(task, source, sha256),
+        data_version=sha256,
     )
+
+
+def _local_registry(task: Task) -> FolderRegistry:
+    """The folder that the study's prior checkpoints are published to."""
+    return FolderRegistry(task.store.root.parents[1] / "registry" / task.study.name)
 
 
 def _train(task: Task, rows: pl.DataFrame, recipe: TrainingRecipe) -> Sequence[float]:
@@ -114,12 +114,8 @@ def _base_id(task: Task) -> str:
     return f"miniature-{task.manifest('base_model').data_version[:16]}"
 
 
-def _checkpoint_summary(task: Task, source: str) -> dict[str, str]:
-    return {
-        "origin": task.cell.origin,
-        "source": source,
-        "checkpoint_sha256": adapter_hash(task.draft),
-    }
+def _checkpoint_summary(task: Task, source: str, sha256: str) -> dict[str, str]:
+    return {"origin": task.cell.origin, "source": source, "checkpoint_sha256": sha256}
 
 
 def _loss_fell(losses: Sequence[float]) -> Audit:

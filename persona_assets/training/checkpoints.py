@@ -71,6 +71,20 @@ def adapter_hash(folder: Path) -> str:
     return sha256_lines(f"{name} {sha256_file(_existing(folder / name))}" for name in ADAPTER_FILES)
 
 
+def checkpoint_hash(folder: Path) -> str:
+    """SHA-256 of a checkpoint: of an adapter's two files, or of a whole model's.
+
+    Raises:
+        CheckpointError: the folder holds neither.
+    """
+    if is_adapter(folder):
+        return adapter_hash(folder)
+    names = sorted(p.name for suffix in ("json", "safetensors") for p in folder.glob(f"*.{suffix}"))
+    if not any(name.endswith(".safetensors") for name in names):
+        raise CheckpointError(f"{folder}: holds no safetensors file: fetch the checkpoint again")
+    return sha256_lines(f"{name} {sha256_file(folder / name)}" for name in names)
+
+
 @contextmanager
 def adapted(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
     """The resident base model with the adapter of ``folder`` merged into its weights.

@@ -6,15 +6,18 @@ import fcntl
 import json
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from persona_assets import hub
 from persona_assets.hashing import sha256_file
 from persona_assets.store import write_atomically
-from persona_assets.training.checkpoints import ADAPTER_FILES, adapter_hash
+from persona_assets.study import HubRegistry
+from persona_assets.training.checkpoints import ADAPTER_FILES, adapter_hash, checkpoint_hash
 
 
 class RegistryError(RuntimeError):
@@ -155,6 +158,35 @@ class FolderRegistry:
             f"{self.lock_file} is damaged ({what}). Delete it and materialize prior_checkpoint "
             "again."
         )
+
+
+class HubFolders:
+    """Checkpoints in folders of a hub repository at a pinned commit, as a study file names them.
+
+    Only safetensors and JSON files are taken: nothing that unpickles, no code.
+    """
+
+    def __init__(self, source: HubRegistry):
+        self.source = source
+
+    def fetch(self, cell_key: str, dest: Path, expected: str | None = None) -> str:
+        """As :meth:`CheckpointRegistry.fetch`; ``dest`` must exist."""
+        where, seed = cell_key.rsplit(".", 1)
+        source, arm = where.split(".")
+        folder = self.source.folder.format(source=source, arm=arm, seed=seed)
+        with tempfile.TemporaryDirectory(dir=dest) as fetched:
+            patterns = [f"{folder}/*.safetensors", f"{folder}/*.json"]
+            hub.fetch(self.source.repo, self.source.revision, patterns, Path(fetched))
+            for path in sorted((Path(fetched) / folder).iterdir()):
+                path.rename(dest / path.name)
+        sha256 = checkpoint_hash(dest)
+        if expected is not None and sha256 != expected:
+            raise RegistryError(
+                f"checkpoint of cell {cell_key} in {self.source.repo}/{folder} at "
+                f"{self.source.revision} has sha256 {sha256}, asked for was {expected}. "
+                "Pin the commit that holds the checkpoint you mean."
+            )
+        return sha256
 
 
 def _is_entry(entry: Any) -> bool:

@@ -137,7 +137,8 @@ def test_contrasts_recompute_from_the_rows_in_plain_sql(project):
                   SELECT sum(if(arm = $b, is_correct::INT, -is_correct::INT)) AS d
                   FROM outcomes
                   WHERE arm IN ($a, $b) AND scaffold = 'persona_cot'
-                    AND is_source = ($axis = 'source_loss') AND ($scope = 'macro' OR source = $scope)
+                    AND is_source = ($axis = 'source_loss')
+                    AND ($scope = 'macro' OR source = $scope)
                   GROUP BY source, seed, question_id)
                 SELECT sum(d) / (count(*) * (CASE WHEN $axis = 'source_loss' THEN 1 ELSE 10 END))
                 FROM delta
