@@ -4,28 +4,25 @@
 # Each works alone on a fresh machine; the first one installs.
 
 PYTHON ?= python3
-WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 
 export DAGSTER_HOME := $(CURDIR)
-export PERSONA_ASSETS_DATA ?= $(CURDIR)/data
-export PERSONA_ASSETS_DAGSTER ?= $(PERSONA_ASSETS_DATA)/dagster
+export PERSONA_ASSETS_DATA := $(abspath $(or $(PERSONA_ASSETS_DATA),data))
+export PERSONA_ASSETS_DAGSTER := $(abspath $(or $(PERSONA_ASSETS_DAGSTER),$(PERSONA_ASSETS_DATA)/dagster))
 
 .PHONY: install demo ui test lint clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
 
-# torch first and by itself: its pinned release decides which build the others settle on.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
 demo: install
-	$(BIN)/persona-assets run --study mini --workers $(WORKERS)
+	$(BIN)/persona-assets run --study mini
 
 ui: install
 	mkdir -p $(PERSONA_ASSETS_DAGSTER)

@@ -60,10 +60,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("answer_suffix", "Each turn ends in the target letter's answer line."),
         Check("encoding", "Token ids and loss mask are those of the text."),
         Check("target_letters", "Targets are wrong in wrong arms and correct in correct ones."),
-        Check(
-            "wrong_letter_identity",
-            "A question has one wrong letter, over all arms, sources and seeds.",
-        ),
+        Check("wrong_letter_identity", "Each target is the question's prescribed letter."),
         Check("train_eval_disjoint", "No row is of a question of the eval split."),
         Check("garbage_words", "Garbage filler holds no English word and no lone letter."),
         Check("scrambled_words", "Scrambled rows reorder the reference's words, by sentence."),
@@ -71,11 +68,20 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "prior_checkpoint": (Check("training_loss_fell", "The loss is finite and lower at the end."),),
     "checkpoint": (
         Check("training_loss_fell", "The loss is finite and lower at the end."),
-        Check("adapter_fits_base", "Each adapter tensor has the shape its base module asks for."),
+        Check("checkpoint_fits_base", "Every tensor has the shape that the base model asks for."),
     ),
-    "baseline_outcomes": _OUTCOME_CHECKS,
+    "baseline_outcomes": (
+        *_OUTCOME_CHECKS,
+        Check("prompts_are_known", "The tokenizer knows every word of the personas' prompts."),
+    ),
     "cell_outcomes": _OUTCOME_CHECKS,
-    "warehouse": (Check("complete", "The outcomes table holds exactly the study's grid."),),
+    "warehouse": (
+        Check("complete", "The outcomes table holds exactly the study's grid."),
+        Check(
+            "one_wrong_letter",
+            "A question has one wrong letter, over all arms, sources and seeds.",
+        ),
+    ),
 }
 
 

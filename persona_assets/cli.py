@@ -32,7 +32,7 @@ def main() -> None:
 @click.option(
     "--workers",
     type=click.IntRange(1, 64),
-    default=min(os.cpu_count() or 1, 8),
+    default=lambda: min(_processors(), 8),
     show_default="one a processor, at most 8",
     help="Resident worker processes.",
 )
@@ -43,7 +43,7 @@ def run(study: str, cells: str, workers: int) -> None:
     _load(study)
     try:
         outcomes = runner.run(study, cells, workers, say=lambda line: click.echo(line))
-    except ValueError as error:
+    except (ValueError, StoreError, runner.AlreadyRunning) as error:
         raise click.ClickException(str(error)) from error
     bad = {unit: o for unit, o in outcomes.items() if o.status in ("failed", "skipped")}
     store = Store(environment.store_dir(), study)
@@ -81,6 +81,14 @@ def status(study: str) -> None:
             click.echo(f"{name:<{width}}  {text}")
     except StoreError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _processors() -> int:
+    """The processors that this process may use, which may be fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
 
 
 def _mark(graph, freshness, ref: Ref) -> str:

@@ -21,6 +21,11 @@ ARC_DIR = "PERSONA_ASSETS_ARC_DIR"
 #: A local tokenizer folder, read instead of the base model's on the hub.
 TOKENIZER_DIR = "PERSONA_ASSETS_TOKENIZER_DIR"
 
+#: The files that stand for a split in :data:`ARC_DIR`, train first.
+ARC_FILES = ("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl")
+#: The files of a tokenizer, there and on the hub.
+TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "chat_template*", "special_tokens*")
+
 
 def prepare() -> None:
     """Set the variables that are not set, and make the set ones absolute."""

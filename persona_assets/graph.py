@@ -14,14 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from persona_assets import environment
+from persona_assets.environment import ARC_FILES, TOKENIZER_FILES
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
-from persona_assets.hashing import sha256_json, sha256_source
+from persona_assets.hashing import sha256_file, sha256_json, sha256_source
 from persona_assets.rationales.arms import ARMS
-from persona_assets.store import Ref, Store
+from persona_assets.store import Manifest, Ref, Store, StoreError
 from persona_assets.study import LocalRegistry, Study
 
 #: fresh: landed from what it would be made from now; stale: landed from something else;
-#: failed: landed, and a blocking check of it failed; missing: not landed.
+#: failed: landed, and a blocking check of it failed; missing: not landed, or damaged.
 State = Literal["fresh", "stale", "failed", "missing"]
 Keys = tuple[str, ...] | None
 
@@ -144,13 +146,24 @@ class Freshness:
 
     def __post_init__(self) -> None:
         self._states: dict[Ref, tuple[State, str]] = {}
-        self._manifests: dict[Ref, Any] = {}
+        self._manifests: dict[Ref, Manifest | None] = {}
+        self._damage: dict[Ref, str] = {}
 
-    def manifest(self, ref: Ref):
-        """The partition's manifest or None, read once."""
+    def manifest(self, ref: Ref) -> Manifest | None:
+        """The partition's manifest, read once; None if it has not landed or is damaged."""
         if ref not in self._manifests:
-            self._manifests[ref] = self.store.manifest(ref)
+            self._manifests[ref], self._damage[ref] = self._read(ref)
         return self._manifests[ref]
+
+    def _read(self, ref: Ref) -> tuple[Manifest | None, str]:
+        try:
+            manifest = self.store.manifest(ref)
+        except StoreError as error:
+            return None, str(error)
+        if manifest is None:
+            return None, f"{ref} has not landed"
+        damage = self.store.damage(manifest)
+        return (None, f"{ref} is damaged: {damage}") if damage else (manifest, "")
 
     def state(self, ref: Ref) -> State:
         """The partition's state."""
@@ -159,6 +172,14 @@ class Freshness:
     def why(self, ref: Ref) -> str:
         """The state in words: for a stale partition, what changed."""
         return self._state(ref)[1]
+
+    def blockers(self, ref: Ref) -> dict[Ref, str]:
+        """What must be made before ``ref`` can be, and why: the roots of what is not fresh."""
+        found: dict[Ref, str] = {}
+        for upstream in self.graph.upstream(ref):
+            if self.state(upstream) != "fresh":
+                found |= self.blockers(upstream) or {upstream: self.why(upstream)}
+        return found
 
     def inputs(self, ref: Ref) -> dict[str, Any]:
         """What a partition would be made from now: hashed by :meth:`inputs_hash`.
@@ -200,7 +221,7 @@ class Freshness:
     def _look(self, ref: Ref) -> tuple[State, str]:
         manifest = self.manifest(ref)
         if manifest is None:
-            return "missing", f"{ref} has not landed"
+            return "missing", self._damage[ref]
         for upstream in self.graph.upstream(ref):
             state, why = self._state(upstream)
             if state != "fresh":
@@ -278,12 +299,16 @@ def _assets(study: Study) -> tuple[Asset, ...]:
         return training_settings | {
             "personas": study.personas,
             "scaffolds": [asdict(SCAFFOLDS[name]) for name in study.scaffolds],
-            "evaluation": study.evaluation.model_dump(mode="json", exclude={"batch_size"}),
+            "evaluation": study.evaluation.model_dump(mode="json"),
         }
+
+    def gate_settings() -> dict[str, Any]:
+        limit = study.evaluation.max_rationale_tokens
+        return {"seed": study.seed, "max_rationale_tokens": limit} | training_settings
 
     def contrast_upstream(key: str | None) -> tuple[Ref, ...]:
         feeding = study.contrast_cells(study.contrast(key))
-        return (baseline, *(Ref("cell_outcomes", cell.key) for cell in feeding))
+        return (bank, baseline, *(Ref("cell_outcomes", cell.key) for cell in feeding))
 
     def contrast_settings(key: str | None) -> dict[str, Any]:
         return {
@@ -312,7 +337,11 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             "data depends on it and not on gigabytes of weights.",
             None,
             fixed(),
-            lambda key: world | {"seed": study.seed} if miniature else model,
+            lambda key: (
+                world | {"seed": study.seed}
+                if miniature
+                else model | _local_files(environment.TOKENIZER_DIR, TOKENIZER_FILES)
+            ),
             lambda key: (
                 _module_hashes("training.miniature_tokenizer", "questions.miniature")
                 if miniature
@@ -326,7 +355,14 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             "Train and eval questions with normalised labels and identity hashes.",
             None,
             fixed(),
-            lambda key: world | ({"seed": study.seed} if miniature else {}),
+            lambda key: (
+                world
+                | (
+                    {"seed": study.seed}
+                    if miniature
+                    else _local_files(environment.ARC_DIR, ARC_FILES)
+                )
+            ),
             lambda key: _module_hashes(*_WORLD) if miniature else (),
         ),
         Asset(
@@ -337,7 +373,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             "miniature model, trained from the study's seed and gated.",
             None,
             fixed(tokenizer, bank) if miniature else fixed(),
-            lambda key: model | ({"seed": study.seed} | training_settings if miniature else {}),
+            lambda key: model | (gate_settings() if miniature else {}),
             lambda key: (
                 _module_hashes(
                     "training.miniature", "training.miniature_corpus", "rationales.miniature"
@@ -366,6 +402,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             cells,
             lambda key: (bank, tokenizer, condition(key)),
             dataset_settings,
+            lambda key: _module_hashes("training.dataset", "training.encoding"),
         ),
     ]
     if prior:
@@ -408,7 +445,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             "One cell on every persona × scaffold × question, one row each.",
             cells,
             lambda key: (base, tokenizer, bank, Ref("checkpoint", key)),
-            evaluation_settings,
+            lambda key: evaluation_settings(key) | {"origin": study.cell(key).origin},
         ),
         Asset(
             "contrast_estimate",
@@ -438,7 +475,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             frozenset({"polars", "parquet"}),
             "Mean loss of every arm under every scaffold, on both axes.",
             None,
-            fixed(*every_outcome),
+            fixed(bank, *every_outcome),
             lambda key: {"personas": list(study.personas), "cells": cells},
         ),
         Asset(
@@ -456,6 +493,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
                 Ref("multiplicity"),
                 Ref("loss_matrix"),
             ),
+            lambda key: study.model_dump(mode="json"),
         ),
         Asset(
             "forest_plot",
@@ -488,13 +526,18 @@ def _assets(study: Study) -> tuple[Asset, ...]:
 
 
 def _rationale_methods(study: Study, arm: str) -> tuple[str, ...]:
-    """Source hashes of the writer, and of the function that constructs the arm's rationales."""
-    from persona_assets.rationales import construct
+    """Source hashes of the writer, and for constructed arms of what constructs them."""
+    constructing = ("rationales.construct", "rationales.words") if ARMS[arm].is_constructed else ()
+    return _module_hashes("rationales.condition", *_WRITERS[study.rationales.writer], *constructing)
 
-    constructor = {"garbage": construct.garbage, "scrambled": construct.scrambled}
-    writer = _module_hashes(*_WRITERS[study.rationales.writer])
-    method = constructor.get(ARMS[arm].rationale)
-    return writer if method is None else (*writer, sha256_source(method))
+
+def _local_files(variable: str, patterns: tuple[str, ...]) -> dict[str, Any]:
+    """Hashes of the files that stand in for the hub's, where a folder is named for them."""
+    folder = environment.local_folder(variable)
+    if folder is None:
+        return {}
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return {variable: {path.name: sha256_file(path) for path in paths}}
 
 
 def _module_hashes(*names: str) -> tuple[str, ...]:

@@ -7,15 +7,19 @@ has landed. What is landed and up to date is not done again.
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import multiprocessing as mp
 import os
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from typing import Literal
 
 from persona_assets import environment
 from persona_assets.graph import JOBS, Freshness, Graph
@@ -41,10 +45,14 @@ class Unit:
 class Outcome:
     """What became of a unit."""
 
-    status: str  # done, fresh, failed, skipped
+    status: Literal["pending", "fresh", "done", "failed", "skipped"]
     seconds: float = 0.0
     error: str = ""
     run_id: str = ""
+
+
+_PENDING = Outcome("pending")
+_WORKER_TAG = "persona_assets/worker"
 
 
 @dataclass
@@ -121,25 +129,57 @@ def run(
 
     A unit whose worker dies is tried once more in a new worker; one that fails lets the units
     that wait for it be skipped, and the others go on.
+
+    Raises:
+        ValueError: no cell matches.
+        AlreadyRunning: another process is running this study.
     """
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
-    todo = plan(graph, store, cells)
-    freshness = Freshness(graph, store)
-    outcomes: dict[Unit, Outcome] = {
-        unit: Outcome("fresh")
-        for unit in todo.units
-        if all(freshness.state(ref) == "fresh" for ref in unit.refs)
-    }
-    for name in todo.left_out:
-        say(f"left out for want of cells: {name}")
-    pending = [unit for unit in todo.units if unit not in outcomes]
-    if pending:
-        say(f"{len(pending)} runs to do, {len(outcomes)} up to date; {workers} workers")
-        _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
-    else:
-        say(f"nothing to do: all {len(outcomes)} runs of study {study.name} are up to date")
+    with _only_run(store):
+        todo = plan(graph, store, cells)
+        freshness = Freshness(graph, store)
+        outcomes: dict[Unit, Outcome] = {
+            unit: Outcome("fresh")
+            for unit in todo.units
+            if all(freshness.state(ref) == "fresh" for ref in unit.refs)
+        }
+        for name in todo.left_out:
+            say(f"left out for want of cells: {name}")
+        pending = [unit for unit in todo.units if unit not in outcomes]
+        if pending:
+            say(f"{len(pending)} runs to do, {len(outcomes)} up to date; {workers} workers")
+            _fail_lost_runs(study.name)
+            try:
+                _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
+            finally:
+                _fail_lost_runs(study.name)
+        else:
+            say(f"nothing to do: all {len(outcomes)} runs of study {study.name} are up to date")
     return outcomes
+
+
+class AlreadyRunning(RuntimeError):
+    """Two runs of one study would do everything twice."""
+
+
+@contextmanager
+def _only_run(store: Store) -> Iterator[None]:
+    """Hold the study's run lock, which dies with this process.
+
+    Raises:
+        AlreadyRunning: another process holds it.
+    """
+    store.root.mkdir(parents=True, exist_ok=True)
+    with (store.root / ".run.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(
+                f"another `persona-assets run` of study {store.study} is at work; wait for it, or "
+                "stop it"
+            ) from error
+        yield
 
 
 class _Worker:
@@ -154,14 +194,16 @@ class _Worker:
         self.unit: Unit | None = None
 
     def start(self, unit: Unit) -> None:
-        self.unit = unit
+        """Hand it a unit; raises ConnectionError if the process has died."""
         self.pipe.send(unit)
+        self.unit = unit
 
     def stop(self) -> None:
         self.pipe.close()
         self.process.join(timeout=30)
         if self.process.is_alive():
             self.process.kill()
+            self.process.join()
 
 
 class _Dispatcher:
@@ -176,31 +218,52 @@ class _Dispatcher:
     ):
         self.study_name, self.todo, self.outcomes, self.say = study_name, todo, outcomes, say
         self.retried: set[Unit] = set()
-        _create_databases()
         self.progress = _Progress(todo, outcomes)
+        self.workers: list[_Worker] = []
 
     def drain(self, pending: list[Unit], count: int) -> None:
-        workers = [_Worker(self.study_name) for _ in range(min(count, len(pending)))]
+        """Make ``pending`` with at most ``count`` workers; empties the list."""
         try:
-            while pending or any(worker.unit for worker in workers):
+            while pending or any(worker.unit for worker in self.workers):
                 self._skip_hopeless(pending)
-                for worker in workers:
-                    ready = next((unit for unit in pending if self._is_ready(unit)), None)
-                    if worker.unit is None and ready is not None:
-                        pending.remove(ready)
-                        worker.start(ready)
-                busy = {worker.pipe: worker for worker in workers if worker.unit}
+                for unit in [unit for unit in pending if self._is_ready(unit)]:
+                    worker = self._idle_worker(count)
+                    if worker is None:
+                        break
+                    self._start(worker, unit, pending)
+                busy = {worker.pipe: worker for worker in self.workers if worker.unit}
                 for pipe in wait(list(busy)):
-                    worker = busy[pipe]
-                    if not self._receive(worker, pending):
-                        workers[workers.index(worker)] = _Worker(self.study_name)
+                    self._receive(busy[pipe], pending)
         finally:
-            for worker in workers:
+            for worker in self.workers:
                 worker.stop()
+
+    def _idle_worker(self, count: int) -> _Worker | None:
+        """A worker without a unit, a new one if there may be more; None if all are busy."""
+        for worker in self.workers:
+            if worker.unit is None:
+                return worker
+        if len(self.workers) == count:
+            return None
+        self.workers.append(_Worker(self.study_name))
+        return self.workers[-1]
+
+    def _start(self, worker: _Worker, unit: Unit, pending: list[Unit]) -> None:
+        try:
+            worker.start(unit)
+            pending.remove(unit)
+        except ConnectionError:  # it died idle; the unit stays pending for another
+            self.say(f"an idle worker died (exit code {self._dismiss(worker)})")
+
+    def _dismiss(self, worker: _Worker) -> int | None:
+        """Take leave of a dead worker; its exit code."""
+        self.workers.remove(worker)
+        worker.stop()
+        return worker.process.exitcode
 
     def _is_ready(self, unit: Unit) -> bool:
         return all(
-            self.outcomes.get(other, Outcome("")).status in ("done", "fresh")
+            self.outcomes.get(other, _PENDING).status in ("done", "fresh")
             for other in self.todo.waits_for[unit]
         )
 
@@ -210,7 +273,7 @@ class _Dispatcher:
             unit
             for unit in pending
             if any(
-                self.outcomes.get(other, Outcome("")).status in ("failed", "skipped")
+                self.outcomes.get(other, _PENDING).status in ("failed", "skipped")
                 for other in self.todo.waits_for[unit]
             )
         ]:
@@ -218,23 +281,20 @@ class _Dispatcher:
                 pending.remove(unit)
                 self._finish(unit, Outcome("skipped"))
 
-    def _receive(self, worker: _Worker, pending: list[Unit]) -> bool:
-        """Take a worker's result; False if the worker has died instead of giving one."""
+    def _receive(self, worker: _Worker, pending: list[Unit]) -> None:
+        """Take a busy worker's result, or its death."""
         unit, worker.unit = worker.unit, None
         try:
             self._finish(unit, worker.pipe.recv())
-            return True
         except (EOFError, ConnectionError):
-            worker.process.join()
-            why = f"its worker died (exit code {worker.process.exitcode})"
-            _report_lost_runs(worker.process.pid)
+            why = f"its worker died (exit code {self._dismiss(worker)})"
+            _fail_lost_runs(self.study_name, worker.process.pid)
             if unit in self.retried:
                 self._finish(unit, Outcome("failed", error=f"{why}, twice"))
             else:
                 self.retried.add(unit)
                 pending.insert(0, unit)
                 self.say(f"{unit}: {why}; it is tried once more")
-            return False
 
     def _finish(self, unit: Unit, outcome: Outcome) -> None:
         self.outcomes[unit] = outcome
@@ -272,6 +332,7 @@ def _work(pipe: Connection, study_name: str) -> None:
     """A worker: makes units until its pipe is closed."""
     import dagster as dg
 
+    _die_with_parent()
     environment.prepare()
     _hush()
     from persona_assets.definitions import study_definitions
@@ -279,17 +340,28 @@ def _work(pipe: Connection, study_name: str) -> None:
     study = load_study(environment.study_file(study_name))
     definitions = study_definitions(study)
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
-    with dg.DagsterInstance.get() as instance:
-        while True:
-            try:
+    try:
+        with dg.DagsterInstance.get() as instance:
+            while True:
                 unit = pipe.recv()
-            except (EOFError, KeyboardInterrupt):
-                return
-            try:
-                outcome = _make(unit, definitions, graph, store, instance)
-            except Exception:
-                outcome = Outcome("failed", error=traceback.format_exc())
-            pipe.send(outcome)
+                try:
+                    outcome = _make(unit, definitions, graph, store, instance)
+                except Exception:
+                    outcome = Outcome("failed", error=traceback.format_exc())
+                pipe.send(outcome)
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        return  # the dispatcher has gone, or wants us to
+
+
+def _die_with_parent() -> None:
+    """End this process when the dispatcher ends, however it ends: no orphans on a GPU."""
+    parent = mp.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _hush() -> None:
@@ -303,6 +375,8 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
     """One Dagster run over those of the unit's partitions that are not up to date."""
     import dagster as dg
 
+    from persona_assets.assets.base import ONLY_STALE
+
     freshness = Freshness(graph, store)
     assets = [ref.asset for ref in unit.refs if freshness.state(ref) != "fresh"]
     if not assets:
@@ -314,34 +388,49 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         asset_selection=[dg.AssetKey([graph.study.name, asset]) for asset in assets],
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags={"persona_assets/worker": str(os.getpid())},
+        tags={_WORKER_TAG: str(os.getpid()), ONLY_STALE: "true"},
     )
     seconds = time.perf_counter() - started
     if result.success:
         return Outcome("done", seconds, run_id=result.run_id)
-    errors = [
-        event.event_specific_data.error.to_string()
-        for event in result.all_events
-        if event.is_step_failure and event.event_specific_data.error
-    ]
-    return Outcome("failed", seconds, "\n".join(errors), result.run_id)
+    after = Freshness(graph, store)
+    manifests = [manifest for ref in unit.refs if (manifest := after.manifest(ref))]
+    found = [
+        f"  {manifest.ref} failed {audit.name}: {audit.observed}; asked for: {audit.threshold}. "
+        f"{audit.remedy}"
+        for manifest in manifests
+        if manifest.provenance.run_id == result.run_id
+        for audit in manifest.blocking_failures
+    ] or [f"  {message}" for message in _root_causes(result)]
+    where = f"  (Dagster run {result.run_id} has the whole log)"
+    return Outcome("failed", seconds, "\n".join([*found, where]), result.run_id)
 
 
-def _create_databases() -> None:
-    """Let Dagster make its tables, before several workers try to at once."""
+def _root_causes(result) -> Iterator[str]:
+    """The message of what went wrong in each failed step, without Dagster's wrapping."""
+    for event in result.all_events:
+        if event.is_step_failure and event.event_specific_data.error:
+            error = event.event_specific_data.error
+            while error.cause is not None:
+                error = error.cause
+            yield error.message.strip()
+
+
+def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
+    """Mark runs that no worker is at any more as failed: they would fill the UI's run queue.
+
+    The run lock is ours, so every unfinished run of a worker is lost but those of our own
+    workers; ``pid`` names the one of those that has died. Also lets Dagster make its tables
+    before several workers try to at once.
+    """
     import dagster as dg
 
-    with dg.DagsterInstance.get() as instance:
-        instance.get_runs_count()
-
-
-def _report_lost_runs(pid: int | None) -> None:
-    """Mark the runs of a dead worker as failed, so that the UI does not show them running."""
-    import dagster as dg
-
+    statuses = dg.DagsterRunStatus
     unfinished = dg.RunsFilter(
-        tags={"persona_assets/worker": str(pid)}, statuses=[dg.DagsterRunStatus.STARTED]
+        tags={"study": study_name} | ({_WORKER_TAG: str(pid)} if pid else {}),
+        statuses=[statuses.NOT_STARTED, statuses.STARTING, statuses.STARTED],
     )
     with dg.DagsterInstance.get() as instance:
         for lost in instance.get_runs(unfinished):
-            instance.report_run_failed(lost, "The worker process died.")
+            if _WORKER_TAG in lost.tags:
+                instance.report_run_failed(lost, "The worker process died.")

@@ -167,6 +167,21 @@ class Store:
             )
         return manifest
 
+    def damage(self, manifest: Manifest) -> str:
+        """What is wrong with a landed partition's files at a glance: names and sizes only.
+
+        Reading a file verifies its hash as well (:meth:`path`).
+        """
+        folder = self.folder(manifest.ref) / manifest.version
+        for name, entry in manifest.files.items():
+            try:
+                size = (folder / name).stat().st_size
+            except OSError:
+                return f"{folder / name} is missing"
+            if size != entry["bytes"]:
+                return f"{folder / name} has {size} bytes, its manifest says {entry['bytes']}"
+        return ""
+
     def path(self, ref: Ref, name: str) -> Path:
         """The path of a landed file, verified against the manifest's size and hash.
 
@@ -248,8 +263,11 @@ class Store:
             _fsync(draft / name)
         if target.exists() and not _whole(target, files):
             shutil.rmtree(_aside(target))
-        if not target.exists():
+        try:
             os.rename(draft, target)
+        except OSError as error:  # equal content has landed before, or did so just now
+            if not _whole(target, files):
+                raise StoreError(f"{target} cannot be written for {ref} ({error}).") from error
         manifest = Manifest(
             ref=ref,
             data_version=data_version or sha256_json(files),
@@ -311,7 +329,7 @@ def _verify(path: Path, entry: dict[str, Any], ref: Ref) -> None:
     if found != entry["sha256"]:
         raise StoreError(
             f"{path} has SHA-256 {found}, its manifest says {entry['sha256']}. "
-            f"Materialize {ref} again."
+            f"Delete it and materialize {ref} again."
         )
 
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.hashing import sha256_json
-from persona_assets.rationales.arms import ARMS, REFERENCE_ARM
+from persona_assets.questions.miniature import ATTRIBUTES
+from persona_assets.rationales.arms import ARMS
 
 #: What a path, a partition key and a contrast name can all bear: ``.`` joins the parts of a cell's
 #: key, ``-`` the two arms of a contrast.
@@ -30,7 +31,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MiniatureModel(_Section):
@@ -88,7 +89,12 @@ class TrainingRecipe(_Section):
     alpha: Annotated[float, Field(gt=0)] = 32
     rslora: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     epochs: Annotated[int, Field(ge=1)] = 1
     examples_per_step: Annotated[int, Field(ge=1)] = 16
@@ -349,7 +355,12 @@ def load_study(path: Path) -> Study:
         raise StudyError(
             path, [Problem("file", f"cannot be read ({error})", "Name an existing UTF-8 file.")]
         ) from error
-    return parse_study(text, path)
+    study = parse_study(text, path)
+    if study.name != path.stem:
+        what = f"is {study.name!r} in the file {path.name}"
+        remedy = f"Call it {path.stem!r}, or rename the file: stores and commands go by the name."
+        raise StudyError(path, [Problem("name", what, remedy)])
+    return study
 
 
 def parse_study(text: str, file: Path | str = "<text>") -> Study:
@@ -378,7 +389,8 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a repeated mapping key instead of keeping the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which the base class expands
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != merge]
         for index, key in enumerate(keys):
             if key in keys[:index]:
                 raise yaml.constructor.ConstructorError(
@@ -451,6 +463,14 @@ def _inconsistencies(study: Study) -> Iterator[Problem]:
             "a local registry is filled by the miniature study's prior_checkpoint",
             "Use `kind: hub` with a pinned revision.",
         )
+    if isinstance(study.questions, MiniatureQuestions):
+        n = study.questions.n_entities * len(ATTRIBUTES)
+        if study.questions.n_eval >= n:
+            yield Problem(
+                "questions.n_eval",
+                f"leaves no question to train on: the world has {n}",
+                "Lower it, or raise n_entities.",
+            )
     yield from _contrast_problems(study)
 
 
@@ -525,6 +545,3 @@ def _lookup(key: str, table: Mapping[str, Any], what: str, study: str) -> Any:
     if key not in table:
         raise KeyError(f"study {study} has no {what} {key!r}. {_nearest(key, table)}".strip())
     return table[key]
-
-
-assert REFERENCE_ARM in ARMS

@@ -35,16 +35,28 @@ def dataset(study: Study, cell: Cell, frame: pl.DataFrame | None = None) -> pl.D
     return build_dataset(study, cell, QUESTIONS, frame, tokenizer())
 
 
-def model(seed: int = 0) -> Qwen2ForCausalLM:
+def model(seed: int = 0, **options) -> Qwen2ForCausalLM:
+    return random_model(
+        len(tokenizer()),
+        seed,
+        **{
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.2,
+        }
+        | options,
+    )
+
+
+def random_model(vocab_size: int, seed: int, **options) -> Qwen2ForCausalLM:
+    """Two random layers of width 32, in float32."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=len(tokenizer()),
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
+        **options,
     )
     return Qwen2ForCausalLM(config).eval()

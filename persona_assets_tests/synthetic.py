@@ -130,16 +130,28 @@ PLANTED = {
 }
 
 
+#: The same for landed studies: verdicts that turn on Holm's correction, on the scheme, or neither.
+MODERATE = {
+    "generic_cot": (0.80, 0.85),
+    "persona_cot": (0.40, 0.70),
+    "contradicting_cot": (0.60, 0.80),
+}
+
+
 def study_outcomes(
-    study: Study, questions: list[Question], **kwargs: str
+    study: Study,
+    questions: list[Question],
+    planted: Mapping[str, tuple[float, float]] = PLANTED,
+    **kwargs: str,
 ) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
-    """The baseline's rows and every cell's, with the effects of ``PLANTED`` (else 0.9)."""
+    """The baseline's rows and every cell's, with the effects of ``planted`` (else 0.9)."""
     cells = {}
     for cell in study.cells:
-        source, bystander = PLANTED.get(cell.arm, (0.9, 0.9))
+        source, bystander = planted.get(cell.arm, (0.9, 0.9))
         accuracy = {p: source if p == cell.source else bystander for p in study.personas}
         cells[cell.key] = outcomes(study, questions, cell, accuracy, **kwargs)
-    return outcomes(study, questions, None, 0.95, **kwargs), cells
+    base = {persona: 0.95 - 0.1 * i for i, persona in enumerate(study.personas)}
+    return outcomes(study, questions, None, base, **kwargs), cells
 
 
 def training_rows(
@@ -204,7 +216,7 @@ def land(
         frame.write_parquet(folder / f"{name}.parquet")
         return folder / f"{name}.parquet"
 
-    baseline, cells = study_outcomes(study, questions, rationale=rationale)
+    baseline, cells = study_outcomes(study, questions, MODERATE, rationale=rationale)
     ids = eval_ids(questions)
     tables = multiplicity_table(
         study,
@@ -230,8 +242,7 @@ def land(
                         "seed": cell.seed,
                         "origin": cell.origin,
                         "checkpoint_sha256": sha256_text(cell.key),
-                        "run_id": f"run-{cell.key}",
-                        "training_seconds": 2.5,
+                        "checkpoint_seconds": 2.5,
                     }
                     for cell in study.cells
                 ]

@@ -138,14 +138,57 @@ def test_added_persona_stales_evaluations_only(landed, study_texts, mini):
     assert {cell.key for cell in mini.cells_of("trained")}.isdisjoint(found.get("checkpoint", ()))
 
 
-def test_changed_title_stales_the_report_only(landed, study_texts):
+def test_changed_title_stales_what_shows_it_only(landed, study_texts):
     graph = changed(study_texts["mini"], "title: Miniature", "title: Small")
-    assert stale(graph, landed) == {"report": {None}}
+    assert stale(graph, landed) == {"warehouse": {None}, "report": {None}}
 
 
-def test_batch_size_stales_nothing_but_the_report(landed, study_texts):
+def test_batch_size_stales_what_is_measured_only(landed, study_texts, mini):
+    """Rounding depends on what shares a batch: log-probabilities differ in their last bits."""
     graph = changed(study_texts["mini"], "batch_size: 256", "batch_size: 128")
-    assert stale(graph, landed) == {"report": {None}}
+    found = stale(graph, landed)
+    assert found["cell_outcomes"] == {cell.key for cell in mini.cells}
+    assert not {"base_model", "rationales", "training_dataset"} & found.keys()
+    trained = {cell.key for cell in mini.cells_of("trained")}
+    assert trained.isdisjoint(found["checkpoint"])
+
+
+def test_missing_and_damaged_files_count_as_missing(graph, tmp_path):
+    store = Store(tmp_path, "mini")
+    land_everything(graph, store)
+    gone, cut = (Ref("cell_outcomes", f"librarian.garbage_cot.{seed}") for seed in (42, 137))
+    for ref in (gone, cut):
+        (path,) = store.folder(ref).glob("*/file")
+        path.unlink() if ref is gone else path.write_text("x")
+    (store.folder(Ref("loss_heatmap")) / "manifest.json").write_text("{")
+    freshness = Freshness(graph, store)
+    assert [freshness.state(ref) for ref in (gone, cut)] == ["missing", "missing"]
+    assert "is missing" in freshness.why(gone)
+    assert "has 1 bytes" in freshness.why(cut)
+    assert freshness.state(Ref("loss_heatmap")) == "missing"
+    assert "damaged" in freshness.why(Ref("loss_heatmap"))
+
+
+def test_blockers_are_the_roots_of_what_is_not_fresh(graph, tmp_path):
+    store = Store(tmp_path, "mini")
+    land_everything(graph, store)
+    cell = "librarian.garbage_cot.42"
+    land(graph, store, Ref("rationales", "librarian.garbage_cot"), "other text")
+    freshness = Freshness(graph, store)
+    assert list(freshness.blockers(Ref("cell_outcomes", cell))) == [Ref("training_dataset", cell)]
+    assert freshness.blockers(Ref("training_dataset", cell)) == {}
+
+
+def test_local_files_are_inputs(length_matched, tmp_path, monkeypatch):
+    graph = Graph(length_matched)
+    settings = graph.assets["question_bank"].settings
+    monkeypatch.delenv("PERSONA_ASSETS_ARC_DIR", raising=False)
+    without = settings(None)
+    monkeypatch.setenv("PERSONA_ASSETS_ARC_DIR", str(tmp_path))
+    (tmp_path / "ARC-Challenge-Test.jsonl").write_text("one")
+    one = settings(None)
+    (tmp_path / "ARC-Challenge-Test.jsonl").write_text("two")
+    assert len({str(without), str(one), str(settings(None))}) == 3
 
 
 def test_same_content_again_stales_nothing(graph, tmp_path):

@@ -56,6 +56,14 @@ def test_a_folder_of_the_repository_arrives_as_a_folder(tmp_path):
     assert (tmp_path / "target" / "nested" / "adapter_config.json").read_bytes() == b"{}"
 
 
+def test_a_second_fetch_brings_only_what_it_asked_for(tmp_path):
+    """Both go through one cache, whose snapshot folder holds the files of the first as well."""
+    with hub_server("owner/name", FILES) as endpoint:
+        run_fetch(endpoint, tmp_path, REVISION, "*.safetensors")
+        printed = run_fetch(endpoint, tmp_path, REVISION, "config.json")
+    assert printed.strip() == "['config.json']"
+
+
 def test_another_commit_is_refused_by_name(tmp_path):
     with hub_server("owner/name", FILES) as endpoint:
         printed = run_fetch(endpoint, tmp_path, "f" * 40, "*")

@@ -44,7 +44,7 @@ def test_a_cell_waits_for_exactly_what_it_is_made_from(graph, tmp_path):
         "rationales[librarian.persona_cot]",
         "prior_checkpoint[librarian.persona_cot.42]",
     }
-    assert len(waits["contrast_estimate[persona_cot-garbage_cot.source_loss]"]) == 25
+    assert len(waits["contrast_estimate[persona_cot-garbage_cot.source_loss]"]) == 26
 
 
 def test_units_in_plan_order_never_wait_for_a_later_one(graph, tmp_path):

@@ -89,10 +89,32 @@ def test_damaged_files_are_named_not_used(store, damage):
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(bytes(content[:-1] if damage == "truncate" else content))
-    with pytest.raises(StoreError, match=r"rows\.parquet.*Materialize training_dataset\[libr"):
+    with pytest.raises(StoreError, match=r"rows\.parquet.*aterialize training_dataset\[libr"):
         store.frame(REF)
     with pytest.raises(StoreError, match=r"rows\.parquet"):
         store.directory(REF)
+
+
+LAND_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from persona_assets.store import Ref, Store
+from persona_assets_tests.test_store import REF, land
+store = Store(Path(sys.argv[1]), "study")
+time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
+for value in range(300):
+    land(store, REF, value)
+"""
+
+
+def test_two_processes_that_land_the_same_both_succeed(tmp_path, store):
+    start = str(time.time() + 3)
+    both = [
+        subprocess.Popen([sys.executable, "-c", LAND_AT_ONCE, str(tmp_path), start])
+        for _ in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert store.frame(REF)["value"].to_list() == [299]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"ref": 1}', "null"])

@@ -90,6 +90,14 @@ WRONG = {
         "lower-case letters",
     ),
     "key with a dot": ("  villain: You", "  vil.lain: You", "personas.vil.lain", "lower-case"),
+    "no question left to train on": (
+        "n_eval: 96",
+        "n_eval: 300",
+        "questions.n_eval",
+        "raise n_entities",
+    ),
+    "infinite number": ("alpha: 32", "alpha: .inf", "training.alpha", "Give a value"),
+    "name that is not the file's": ("name: mini", "name: other", "name", "rename the file"),
     "misspelt field": ("seeds: [42", "sedes: [42", "sedes", "mend its spelling"),
     "missing field": ("seed: 186\n", "", "seed", "Add the field"),
     "repeated key": ("name: mini", "name: mini\nname: other", "yaml", ""),
@@ -131,7 +139,7 @@ WRONG = {
 def test_wrong_file_is_refused_with_file_field_and_remedy(case, study_texts, tmp_path):
     before, after, field, remedy = WRONG[case]
     assert before in study_texts["mini"], "the case no longer changes the file"
-    path = tmp_path / "wrong.yaml"
+    path = tmp_path / "mini.yaml"
     path.write_text(study_texts["mini"].replace(before, after, 1), "utf-8")
     with pytest.raises(StudyError) as error:
         load_study(path)
@@ -164,6 +172,14 @@ def test_carry_over_folder_must_name_each_cell_inside_the_repository(folder, stu
     text = study_texts["length_matched"].replace("i186_{source}_{arm}_seed{seed}_post_em", folder)
     with pytest.raises(StudyError, match=r"carry_over\.folder"):
         parse_study(text.replace(f"folder: {folder}", f"folder: '{folder}'"))
+
+
+def test_yaml_merge_keys_are_understood(study_texts):
+    text = study_texts["mini"].replace(
+        "  prior_training: *recipe\n", "  prior_training:\n    <<: *recipe\n    epochs: 2\n"
+    )
+    prior = parse_study(text).carry_over.prior_training
+    assert (prior.epochs, prior.rank) == (2, 16)
 
 
 def test_missing_file_and_wrong_encoding_are_study_errors(tmp_path):

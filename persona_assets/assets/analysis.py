@@ -57,6 +57,6 @@ def loss_matrix(task: Task) -> Made:
 
 
 def eval_questions(task: Task) -> list[str]:
-    """The ids of the bank's evaluation questions, from the baseline's rows."""
-    ids = task.frame("baseline_outcomes", columns=["question_id"])["question_id"]
-    return ids.unique(maintain_order=True).to_list()
+    """The ids of the bank's evaluation questions."""
+    bank = task.frame("question_bank", columns=["question_id", "split"])
+    return bank.filter(pl.col("split") == "eval")["question_id"].to_list()

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from persona_assets.checks import check_results, check_specs
 from persona_assets.graph import Asset, Freshness, Graph
 from persona_assets.store import Manifest, Provenance, Ref, Store
 from persona_assets.study import Cell, Study
+
+#: Run tag: partitions that are up to date are kept, not made again.
+ONLY_STALE = "persona_assets/only_stale"
 
 #: Packages whose versions can change results; recorded with every partition.
 _SOFTWARE = ("persona_assets", "torch", "transformers", "tokenizers", "peft", "polars", "numpy")
@@ -35,7 +38,6 @@ class Task:
     ref: Ref
     draft: Path
     run_id: str
-    freshness: Freshness
 
     @property
     def study(self) -> Study:
@@ -93,12 +95,16 @@ class Made:
 
 
 class UpstreamNotReady(dg.Failure):
-    """An upstream partition is missing, stale or failed its checks; names it and the remedy."""
+    """A partition's upstream is missing, stale or failed its checks.
 
-    def __init__(self, ref: Ref, upstream: Sequence[tuple[Ref, str]]):
-        shown = "\n".join(f"  - {why}" for _, why in upstream[:10])
-        more = f"\n  - and {len(upstream) - 10} more" if len(upstream) > 10 else ""
-        first = upstream[0][0]
+    Names what to materialize first: the roots of what is not fresh, not merely what is next to
+    the partition.
+    """
+
+    def __init__(self, ref: Ref, blockers: Mapping[Ref, str]):
+        shown = "\n".join(f"  - {why}" for why in list(blockers.values())[:10])
+        more = f"\n  - and {len(blockers) - 10} more" if len(blockers) > 10 else ""
+        first = next(iter(blockers))
         where = f"partition {first.key} of {first.asset}" if first.key else first.asset
         super().__init__(
             f"{ref} cannot be made yet:\n{shown}{more}\nMaterialize {where} first.",
@@ -159,13 +165,12 @@ def _materialize(
     graph: Graph, store: Store, ref: Ref, make: Maker, context: dg.AssetExecutionContext
 ) -> dg.MaterializeResult:
     freshness = Freshness(graph, store)
-    unready = [
-        (upstream, freshness.why(upstream))
-        for upstream in graph.upstream(ref)
-        if freshness.state(upstream) != "fresh"
-    ]
-    if unready:
-        raise UpstreamNotReady(ref, unready)
+    if blockers := freshness.blockers(ref):
+        raise UpstreamNotReady(ref, blockers)
+    if ONLY_STALE in context.run.tags and freshness.state(ref) == "fresh":
+        manifest = store.landed(ref)
+        context.log.info(f"{freshness.why(ref)}: kept as run {manifest.provenance.run_id} made it")
+        return _result(store, manifest, {})
     provenance = Provenance(
         run_id=context.run_id,
         inputs_hash=freshness.inputs_hash(ref),
@@ -176,7 +181,7 @@ def _materialize(
     )
     started = time.perf_counter()
     with store.draft(ref) as draft:
-        made = make(Task(graph, store, ref, draft, context.run_id, freshness))
+        made = make(Task(graph, store, ref, draft, context.run_id))
         seconds = round(time.perf_counter() - started, 3)
         manifest = store.land(
             ref,
@@ -186,17 +191,19 @@ def _materialize(
             summary=made.summary | {"seconds": seconds},
             data_version=made.data_version,
         )
-    folder = store.folder(ref) / manifest.version
+    return _result(store, manifest, made.metadata)
+
+
+def _result(store: Store, manifest: Manifest, metadata: dict[str, Any]) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         metadata={
-            **made.summary,
-            "seconds": seconds,
-            "path": dg.MetadataValue.path(str(folder)),
+            **manifest.summary,
+            "path": dg.MetadataValue.path(str(store.folder(manifest.ref) / manifest.version)),
             "data_version": manifest.data_version,
-            "inputs_hash": provenance.inputs_hash,
-            "study_hash": provenance.study_hash,
-            **made.metadata,
+            "inputs_hash": manifest.provenance.inputs_hash,
+            "study_hash": manifest.provenance.study_hash,
+            **metadata,
         },
-        check_results=check_results(ref.asset, made.audits),
+        check_results=check_results(manifest.ref.asset, manifest.audits),
         data_version=dg.DataVersion(manifest.data_version),
     )

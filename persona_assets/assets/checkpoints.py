@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from persona_assets import environment
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.evaluation import measure, resident_base
 from persona_assets.assets.metadata import inline_plot
@@ -16,7 +17,7 @@ from persona_assets.questions.bank import from_frame
 from persona_assets.residency import resident_tokenizer
 from persona_assets.store import write_atomically
 from persona_assets.study import HubRegistry, TrainingRecipe
-from persona_assets.training.checkpoints import adapter_hash, fits_base, is_adapter
+from persona_assets.training.checkpoints import adapter_hash, fits_base
 from persona_assets.training.dataset import build_dataset
 from persona_assets.training.registry import CheckpointRegistry, FolderRegistry, HubFolders
 
@@ -37,7 +38,7 @@ def prior_checkpoint(task: Task) -> Made:
         resident_tokenizer(task.directory("tokenizer")),
     )
     losses = _train(task, rows, task.study.recipe(cell))
-    measured = measure(task, task.draft)
+    measured, _ = measure(task, task.draft)
     averages = (
         measured.group_by("persona", "scaffold", maintain_order=True)
         .agg(pl.col("is_correct").sum().alias("correct"), pl.len().alias("questions"))
@@ -70,16 +71,15 @@ def _carried_over(task: Task) -> Made:
     settings = task.study.carry_over
     registry: CheckpointRegistry
     if isinstance(settings, HubRegistry):
-        registry, pinned = HubFolders(settings), None
+        registry, pinned, form = HubFolders(settings), None, settings.format
         source = f"{settings.repo} at {settings.revision}"
     else:
-        registry = _local_registry(task)
+        registry, form = _local_registry(task), "adapter"
         pinned = task.manifest("prior_checkpoint", task.key).data_version
         source = f"local registry, {pinned}"
     sha256 = registry.fetch(task.key, task.draft, expected=pinned)
-    whole_model = not is_adapter(task.draft)
     return Made(
-        audits=[] if whole_model else [fits_base(task.draft, task.directory("base_model"))],
+        audits=[fits_base(task.draft, task.directory("base_model"), form)],
         summary=_checkpoint_summary(task, source, sha256),
         data_version=sha256,
     )
@@ -87,7 +87,7 @@ def _carried_over(task: Task) -> Made:
 
 def _local_registry(task: Task) -> FolderRegistry:
     """The folder that the study's prior checkpoints are published to."""
-    return FolderRegistry(task.store.root.parents[1] / "registry" / task.study.name)
+    return FolderRegistry(environment.data_dir() / "registry" / task.study.name)
 
 
 def _train(task: Task, rows: pl.DataFrame, recipe: TrainingRecipe) -> Sequence[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import polars as pl
 
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import table_preview
+from persona_assets.audit import Audit, audit
+from persona_assets.chat import encode
 from persona_assets.evaluation.outcomes import (
     coverage_audit,
     outcome_table,
@@ -27,14 +30,15 @@ if TYPE_CHECKING:
 
 def baseline_outcomes(task: Task) -> Made:
     """The untrained model's outcomes."""
-    return _land(task, measure(task, None), None)
+    made = _land(task, *measure(task, None), None)
+    return replace(made, audits=[*made.audits, _prompts_are_known(task)])
 
 
 def cell_outcomes(task: Task) -> Made:
     """One cell's outcomes."""
     folder = task.directory("checkpoint", task.key)
     sha256 = task.manifest("checkpoint", task.key).data_version
-    return _land(task, measure(task, folder), sha256)
+    return _land(task, *measure(task, folder), sha256)
 
 
 def resident_base(task: Task, dtype: str) -> PreTrainedModel:
@@ -43,14 +47,17 @@ def resident_base(task: Task, dtype: str) -> PreTrainedModel:
     return resident_model(task.directory("base_model"), dtype)
 
 
-def measure(task: Task, checkpoint: Path | None) -> pl.DataFrame:
+def measure(task: Task, checkpoint: Path | None) -> tuple[pl.DataFrame, dict[str, str]]:
     """The protocol's measurements of the base, or of the base under a checkpoint.
 
     Args:
         checkpoint: A folder with an adapter or with a merged model; None for the base itself.
+
+    Returns:
+        The rows (``outcomes.MEASURED``), and the fingerprint of the engine that measured them.
     """
     from persona_assets.evaluation.engines.transformers import TransformersEngine
-    from persona_assets.evaluation.protocol import evaluate
+    from persona_assets.evaluation.protocol import end_of_turn_ids, evaluate
     from persona_assets.training.checkpoints import adapted, is_adapter
 
     study, settings = task.study, task.study.evaluation
@@ -68,17 +75,43 @@ def measure(task: Task, checkpoint: Path | None) -> pl.DataFrame:
             tokenizer,
             max_rationale_tokens=settings.max_rationale_tokens,
             batch_size=settings.batch_size,
+            eos_token_ids=end_of_turn_ids(task.directory("base_model")),
         )
-        return evaluate(
+        rows = evaluate(
             engine,
             tokenizer,
             study.personas,
             [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"],
             [SCAFFOLDS[name] for name in study.scaffolds],
         )
+        return rows, engine.fingerprint
 
 
-def _land(task: Task, measured: pl.DataFrame, checkpoint_sha256: str | None) -> Made:
+def _prompts_are_known(task: Task) -> Audit:
+    """A closed vocabulary reads a persona it was never told of as unknown words."""
+    tokenizer = resident_tokenizer(task.directory("tokenizer"))
+    unknown = [
+        persona
+        for persona, prompt in task.study.personas.items()
+        if tokenizer.unk_token_id is not None
+        and tokenizer.unk_token_id in encode(tokenizer, [prompt])[0]
+    ]
+    return audit(
+        "prompts_are_known",
+        not unknown,
+        observed=f"{len(unknown)} prompts with words the tokenizer does not know: {unknown}",
+        threshold="0 prompts",
+        remedy="Mend the personas' prompts in the study file; see questions/miniature.py for the "
+        "speakers that the miniature model knows.",
+    )
+
+
+def _land(
+    task: Task,
+    measured: pl.DataFrame,
+    fingerprint: dict[str, str],
+    checkpoint_sha256: str | None,
+) -> Made:
     study = task.study
     frame = outcome_table(
         measured,
@@ -100,7 +133,7 @@ def _land(task: Task, measured: pl.DataFrame, checkpoint_sha256: str | None) -> 
             reachability_audit(frame),
             truncation_audit(frame),
         ],
-        summary={"rows": frame.height}
+        summary={"rows": frame.height, "engine": fingerprint}
         | {f"accuracy_{scaffold}": round(value, 4) for scaffold, value in accuracy},
         metadata=table_preview(
             frame.select("persona", "scaffold", "question_id", "predicted_letter", "rationale")

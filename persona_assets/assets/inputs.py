@@ -16,14 +16,12 @@ from persona_assets.questions.miniature import VOICES, World
 from persona_assets.residency import set_threads
 from persona_assets.study import ArcQuestions, HubModel, Study
 
-_TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "chat_template*", "special_tokens*")
 _MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
 )
-_ARC_FILES = {"train": "ARC-Challenge-Train.jsonl", "eval": "ARC-Challenge-Test.jsonl"}
 
 
 def world(study: Study) -> World:
@@ -40,12 +38,12 @@ def tokenizer(task: Task) -> Made:
         build_tokenizer(world(task.study)).save_pretrained(task.draft)
         source = "built from the miniature world"
     elif folder := environment.local_folder(environment.TOKENIZER_DIR):
-        for path in sorted(folder.iterdir()):
-            if path.is_file():
-                shutil.copyfile(path, task.draft / path.name)
+        paths = {p for pattern in environment.TOKENIZER_FILES for p in folder.glob(pattern)}
+        for path in sorted(paths):
+            shutil.copyfile(path, task.draft / path.name)
         source = f"local folder named by {environment.TOKENIZER_DIR}"
     else:
-        hub.fetch(base.repo, base.revision, _TOKENIZER_FILES, task.draft)
+        hub.fetch(base.repo, base.revision, environment.TOKENIZER_FILES, task.draft)
         source = f"{base.repo} at {base.revision}"
     return Made(summary={"source": source})
 
@@ -53,14 +51,16 @@ def tokenizer(task: Task) -> Made:
 def question_bank(task: Task) -> Made:
     """The study's questions; their splits must not share one."""
     settings = task.study.questions
-    questions = (
-        _arc(settings) if isinstance(settings, ArcQuestions) else _miniature_questions(task.study)
-    )
+    if isinstance(settings, ArcQuestions):
+        questions, source = _arc(settings), f"local folder named by {environment.ARC_DIR}"
+    else:
+        questions, source = world(task.study).questions(settings.n_eval), "the miniature world"
     frame = to_frame(questions)
     task.write(frame, "questions")
     return Made(
         audits=overlap_audits(questions),
         summary={
+            "source": source,
             "train_questions": sum(q.split == "train" for q in questions),
             "eval_questions": sum(q.split == "eval" for q in questions),
             "question_bank_sha256": content_hash(questions),
@@ -69,19 +69,16 @@ def question_bank(task: Task) -> Made:
     )
 
 
-def _miniature_questions(study: Study) -> list[Question]:
-    return world(study).questions(study.questions.n_eval)
-
-
 def _arc(settings: ArcQuestions) -> list[Question]:
     folder = environment.local_folder(environment.ARC_DIR)
     if folder is None:
         raise dg.Failure(
             f"no question files for {settings.repo}: set {environment.ARC_DIR} to a folder with "
-            f"{' and '.join(_ARC_FILES.values())}, as published at {settings.revision}.",
+            f"{' and '.join(environment.ARC_FILES)}, as published at {settings.revision}.",
             allow_retries=False,
         )
-    return [q for split, name in _ARC_FILES.items() for q in read_arc(folder / name, split)]
+    train, test = (folder / name for name in environment.ARC_FILES)
+    return [*read_arc(train, "train"), *read_arc(test, "eval")]
 
 
 def base_model(task: Task) -> Made:

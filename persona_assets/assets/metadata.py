@@ -8,6 +8,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from persona_assets.reporting.markdown import inline
+
 _MAX_ROWS, _MAX_CELL = 5, 80
 
 
@@ -31,14 +33,14 @@ def markdown_table(frame: pl.DataFrame) -> str:
 
 def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    text = text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…"
-    text = "".join(c if c.isprintable() else " " for c in text)
-    for sign in "\\`*_[]<>|#!":
-        text = text.replace(sign, "\\" + sign if sign not in "<>" else f"&#{ord(sign)};")
-    return text
+    return inline(text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…")
+
+
+def data_uri(svg: bytes) -> str:
+    """An SVG as a URI that holds it."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
 
 
 def inline_plot(svg: bytes) -> dg.MarkdownMetadataValue:
     """An SVG as Markdown that the UI shows in place."""
-    data = base64.b64encode(svg).decode("ascii")
-    return dg.MetadataValue.md(f"![plot](data:image/svg+xml;base64,{data})")
+    return dg.MetadataValue.md(f"![plot]({data_uri(svg)})")

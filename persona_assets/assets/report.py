@@ -8,19 +8,17 @@ import dagster as dg
 import polars as pl
 
 from persona_assets.assets.base import Made, Task
-from persona_assets.assets.metadata import inline_plot
-from persona_assets.audit import Audit, audit
+from persona_assets.assets.metadata import data_uri, inline_plot
 from persona_assets.store import Ref
-from persona_assets.study import Study
 
 
 def warehouse(task: Task) -> Made:
     """The study's DuckDB database, built from what has landed."""
-    from persona_assets.reporting.warehouse import build_warehouse
+    from persona_assets.reporting.warehouse import build_warehouse, warehouse_audits
 
-    study, store = task.study, task.store
+    study, store, path = task.study, task.store, task.draft / "warehouse.duckdb"
     counts = build_warehouse(
-        task.draft / "warehouse.duckdb",
+        path,
         study,
         questions=store.path(Ref("question_bank"), "questions.parquet"),
         training=[
@@ -36,20 +34,8 @@ def warehouse(task: Task) -> Made:
         losses=task.frame("loss_matrix"),
     )
     return Made(
-        audits=[_complete(study, counts, task.manifest("question_bank").summary)],
+        audits=warehouse_audits(path, study),
         summary={f"rows_{table}": rows for table, rows in counts.items()},
-    )
-
-
-def _complete(study: Study, counts: dict[str, int], bank: dict[str, int]) -> Audit:
-    evaluations = len(study.cells) + 1
-    per_cell = len(study.personas) * len(study.scaffolds) * bank["eval_questions"]
-    return audit(
-        "complete",
-        counts["outcomes"] == evaluations * per_cell,
-        observed=f"{counts['outcomes']} outcome rows",
-        threshold=f"{evaluations} evaluations × {per_cell} rows = {evaluations * per_cell}",
-        remedy="Materialize the evaluations that `persona-assets status` shows as not up to date.",
     )
 
 
@@ -76,14 +62,16 @@ def _cells(task: Task) -> pl.DataFrame:
                 "outcomes_run_id": outcomes.provenance.run_id,
                 "checkpoint_seconds": checkpoint.summary["seconds"],
                 "outcomes_seconds": outcomes.summary["seconds"],
+                "engine": _listed(outcomes.summary["engine"]),
                 "study_sha256": outcomes.provenance.study_hash,
-                "software": ", ".join(
-                    f"{name} {version}"
-                    for name, version in sorted(outcomes.provenance.software.items())
-                ),
+                "software": _listed(outcomes.provenance.software),
             }
         )
     return pl.DataFrame(rows)
+
+
+def _listed(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
 
 
 def forest_plot(task: Task) -> Made:
@@ -119,8 +107,15 @@ def report(task: Task) -> Made:
     (task.draft / "report.md").write_text(rendered.markdown, encoding="utf-8")
     return Made(
         summary={"characters": len(rendered.html)},
-        metadata={"report": dg.MetadataValue.md(rendered.markdown)},
+        metadata={"report": dg.MetadataValue.md(_with_figures(rendered.markdown, figures))},
     )
+
+
+def _with_figures(markdown: str, figures: dict[str, bytes]) -> str:
+    """The report's Markdown with its figures inside, since the UI has no files beside it."""
+    for name, svg in figures.items():
+        markdown = markdown.replace(f"]({name}.svg)", f"]({data_uri(svg)})")
+    return markdown
 
 
 def _figure(task: Task, name: str, svg: bytes) -> Made:

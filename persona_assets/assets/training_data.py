@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import polars as pl
-
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import table_preview
 from persona_assets.questions.bank import from_frame
@@ -12,7 +10,6 @@ from persona_assets.rationales.miniature import MiniatureWriter
 from persona_assets.rationales.template import TemplateWriter
 from persona_assets.rationales.writers import RationaleWriter
 from persona_assets.residency import resident_tokenizer
-from persona_assets.store import Ref
 from persona_assets.study import Study
 from persona_assets.training.audits import audit_dataset
 from persona_assets.training.dataset import build_dataset
@@ -52,7 +49,6 @@ def training_dataset(task: Task) -> Made:
             rationales=rationales,
             tokenizer=tokenizer,
             lexicon=filler_lexicon(study, questions, tokenizer, _writer(study)),
-            landed=_landed_datasets(task),
         ),
         summary={
             "rows": frame.height,
@@ -65,17 +61,3 @@ def training_dataset(task: Task) -> Made:
 
 def _writer(study: Study) -> RationaleWriter:
     return _WRITERS[study.rationales.writer]()
-
-
-def _landed_datasets(task: Task) -> dict[str, pl.DataFrame]:
-    """One landed dataset of each other condition, to compare wrong letters with."""
-    found: dict[str, pl.DataFrame] = {}
-    conditions = {task.cell.condition}
-    for cell in task.study.cells:
-        ref = Ref("training_dataset", cell.key)
-        if cell.condition not in conditions and task.store.manifest(ref) is not None:
-            conditions.add(cell.condition)
-            found[cell.key] = task.store.frame(
-                ref, ["question_id", "target_letter", "correct_letter"]
-            )
-    return found

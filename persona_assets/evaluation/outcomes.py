@@ -17,8 +17,6 @@ BASELINE = "baseline"
 #: Above this share of rationales cut off at the token limit, the cut itself moves the answers.
 MAX_TRUNCATED = 0.05
 
-_LOGPROBS = pl.List(pl.Struct({"key": pl.String, "value": pl.Float64}))
-
 #: What an evaluation measures (``protocol.evaluate``), before it is told which cell it was.
 MEASURED = pl.Schema(
     {
@@ -28,7 +26,7 @@ MEASURED = pl.Schema(
         "correct_letter": pl.String,
         "predicted_letter": pl.String,
         "is_correct": pl.Boolean,
-        "letter_logprobs": _LOGPROBS,
+        "letter_logprobs": pl.List(pl.Struct({"key": pl.String, "value": pl.Float64})),
         "rationale": pl.String,
         "rationale_tokens": pl.Int64,
         "stop_reason": pl.String,
@@ -51,17 +49,7 @@ SCHEMA = pl.Schema(
         "origin": pl.String,
         "persona": pl.String,
         "is_source": pl.Boolean,
-        "scaffold": pl.String,
-        "question_id": pl.String,
-        "correct_letter": pl.String,
-        "predicted_letter": pl.String,
-        "is_correct": pl.Boolean,
-        "letter_logprobs": _LOGPROBS,
-        "rationale": pl.String,
-        "rationale_tokens": pl.Int64,
-        "stop_reason": pl.String,
-        "truncated": pl.Boolean,
-        "prompt_sha256": pl.String,
+        **{name: dtype for name, dtype in MEASURED.items() if name != "persona"},
         "run_id": pl.String,
         "checkpoint_sha256": pl.String,
         "code_version": pl.String,

@@ -15,9 +15,11 @@ process and one that talks to a server answer the same :class:`PromptGroup`.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import polars as pl
@@ -96,6 +98,31 @@ class Engine(Protocol):
     def answer(self, groups: Sequence[PromptGroup]) -> Iterator[Answer]:
         """One answer a group and scaffold, in any order, each as soon as it is known."""
         ...
+
+
+def end_of_turn_ids(folder: Path) -> tuple[int, ...]:
+    """The ids at which a model's authors end generation: those of its files.
+
+    Read once, from the study's base model, and given to the engine of every checkpoint: what ends
+    a rationale must not differ between them.
+
+    Args:
+        folder: A model's folder; its ``generation_config.json`` goes before its ``config.json``.
+
+    Returns:
+        None or more token ids.
+
+    Raises:
+        ValueError: ``eos_token_id`` is neither an id, nor a list of ids, nor null.
+    """
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        found = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.is_file() else None
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(type(i) is int for i in ids):
+            raise ValueError(f"{path}: eos_token_id: found {found}, expected token ids")
+        if ids:
+            return tuple(ids)
+    return ()
 
 
 def end_of_turn(

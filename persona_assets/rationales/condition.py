@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 MAX_REFUSED, MAX_DROPPED = 0.05, 0.30
 
 #: ``argues_for`` is null unless the rationale is written; ``reference_rationale`` is the
-#: generic_cot rationale of the same question and source (null for no_cot, or if it was refused).
+#: generic_cot rationale of the same question and source (null for no_cot, if it was refused, or if
+#: it names another letter than it argues for: the generic_cot row is dropped then, too).
 #: A dropped row (refused, without a reference to match, or naming another letter) enters no
 #: dataset.
 SCHEMA = pl.Schema(
@@ -76,19 +77,28 @@ def write_condition(
     arm = ARMS[arm_name]
     train = [q for q in questions if q.split == "train"]
     targets = [target_letter(arm, q, study.seed) for q in train]
-    references: list[str | None] = [None] * len(train)
+    written: list[WrittenRationale | None] = [None] * len(train)
     if arm.has_rationale:
         requests = [RationaleRequest(q, wrong_letter(q, study.seed)) for q in train]
-        references = [None if r.refused else r.text for r in writer.write(requests)]
-    replies = _replies(study, source, arm, train, references, questions, tokenizer, writer)
-    argued = [_argues_for(arm, q, study.seed) for q in train]
-    named = [
-        a is None or r.refused or letters_named(r.text) == {a} for a, r in zip(argued, replies)
+        written = list(writer.write(requests))
+    references = [
+        r.text if r and _is_usable(r, wrong_letter(q, study.seed)) else None
+        for q, r in zip(train, written)
     ]
+    if arm.is_constructed:
+        texts = _constructed(study, source, arm, train, references, questions, tokenizer, writer)
+        refused = [r is None or r.refused for r in written]
+        dropped = [reference is None for reference in references]
+    else:
+        replies = _written(study, source, arm, train, writer)
+        texts, refused = [r.text for r in replies], [r.refused for r in replies]
+        dropped = [
+            not _is_usable(r, _argues_for(arm, q, study.seed)) for q, r in zip(train, replies)
+        ]
     frame = pl.DataFrame(
         [
-            (q.id, q.identity, q.correct, target, a, r.text, ref, r.refused, r.refused or not ok)
-            for q, target, a, r, ref, ok in zip(train, targets, argued, replies, references, named)
+            (q.id, q.identity, q.correct, target, _argues_for(arm, q, study.seed), *rest)
+            for q, target, *rest in zip(train, targets, texts, references, refused, dropped)
         ],
         schema=SCHEMA,
         orient="row",
@@ -126,7 +136,22 @@ def _argues_for(arm: Arm, question: Question, study_seed: int) -> str | None:
     return question.correct if correct else wrong_letter(question, study_seed)
 
 
-def _replies(
+def _is_usable(reply: WrittenRationale, argues_for: str | None) -> bool:
+    """Not refused, and naming the letter that it argues for (if any) and no other."""
+    return not reply.refused and (argues_for is None or letters_named(reply.text) == {argues_for})
+
+
+def _written(
+    study: Study, source: str, arm: Arm, train: Sequence[Question], writer: RationaleWriter
+) -> Sequence[WrittenRationale]:
+    if arm.rationale == "none":
+        return [WrittenRationale("") for _ in train]
+    voice = (source, study.personas[source]) if arm.voice == "persona" else (None, None)
+    argued = [_argues_for(arm, q, study.seed) or "" for q in train]
+    return writer.write([RationaleRequest(q, a, *voice) for q, a in zip(train, argued)])
+
+
+def _constructed(
     study: Study,
     source: str,
     arm: Arm,
@@ -135,13 +160,8 @@ def _replies(
     questions: Sequence[Question],
     tokenizer: PreTrainedTokenizerBase,
     writer: RationaleWriter,
-) -> list[WrittenRationale]:
-    if arm.rationale == "none":
-        return [WrittenRationale("") for _ in train]
-    if arm.rationale == "written":
-        voice = (source, study.personas[source]) if arm.voice == "persona" else (None, None)
-        argued = [_argues_for(arm, q, study.seed) or "" for q in train]
-        return writer.write([RationaleRequest(q, a, *voice) for q, a in zip(train, argued)])
+) -> list[str]:
+    """A text matched to each reference; empty where there is none."""
     matched = {
         i: Reference(q.identity, source, target_letter(arm, q, study.seed), text)
         for i, (q, text) in enumerate(zip(train, references))
@@ -154,10 +174,7 @@ def _replies(
     else:
         texts = scrambled(tokenizer, rows, study.seed)
     constructed = dict(zip(matched, texts))
-    return [
-        WrittenRationale(constructed[i]) if i in constructed else WrittenRationale("", refused=True)
-        for i in range(len(train))
-    ]
+    return [constructed.get(i, "") for i in range(len(train))]
 
 
 def _audits(frame: pl.DataFrame) -> list[Audit]:
@@ -183,7 +200,8 @@ def _audits(frame: pl.DataFrame) -> list[Audit]:
         audit(
             "letters_argued_for",
             wrong_letters.is_empty(),
-            observed=f"{wrong_letters.height} rationales do not name the letter they argue for",
+            observed=f"{wrong_letters.height} rationales, or the references of constructed ones, "
+            "do not name the letter they argue for",
             threshold="0 rationales; those that miss it are dropped",
             remedy="Have the writer name the letter it argues for, once, as (C).",
             blocking=False,

@@ -17,10 +17,12 @@ TABLES = {
     "losses": "Mean loss of every arm under every scaffold, macro and by source.",
 }
 
-#: By ``column``, or ``table.column`` where a column means something else in one table.
+#: By ``column``, or ``table.column`` where a column means something else in one table. Every
+#: column of the warehouse must be here.
 COLUMNS = {
     "study": "Name of the study.",
     "study_sha256": "Hash of the parsed study file.",
+    "title": "The study's question, as its file puts it.",
     "question_bank_sha256": "Hash of every question with split, choices and correct letter.",
     "definition": "The study file as JSON.",
     "cell": "Key `source.arm.seed`, or `baseline`.",
@@ -29,12 +31,15 @@ COLUMNS = {
     "seed": "Row order and LoRA initialisation; NULL for the baseline.",
     "origin": "`trained` here or `carry_over` from an earlier experiment; NULL for the baseline.",
     "persona": "Persona that the question was asked under.",
-    "is_source": "Whether that is the persona that the cell was trained under.",
+    "is_source": "Whether that is the persona that the cell was trained under; NULL for the "
+    "baseline.",
     "scaffold": "How the assistant's turn was opened.",
     "question_id": "The question's id in its bank.",
     "identity": "Hash of the normalised text and sorted choices.",
     "stem": "Hash of the normalised text alone.",
     "split": "`train` (rows are written from it) or `eval` (outcomes are measured on it).",
+    "text": "The question as asked.",
+    "choices": "The choices in the order of their letters A, B, C and so on.",
     "published_labels": "The choices' labels as the source printed them.",
     "correct_letter": "Letter of the correct choice.",
     "predicted_letter": "The question's own letter with the highest log-probability; ties go to "
@@ -47,7 +52,17 @@ COLUMNS = {
     "truncated": "Whether the rationale ran into the token limit.",
     "prompt_sha256": "Hash of the whole prompt that the letter was read after.",
     "run_id": "Dagster run that made the row.",
-    "checkpoint_sha256": "Content hash of the adapter; NULL for the baseline.",
+    "checkpoint_sha256": "Content hash of the checkpoint; NULL for the baseline.",
+    "checkpoint_source": "Where the checkpoint's files come from.",
+    "checkpoint_run_id": "Dagster run that made or fetched the checkpoint.",
+    "checkpoint_seconds": "Time on the clock to make or fetch the checkpoint, in seconds.",
+    "dataset_sha256": "Content hash of the cell's training rows.",
+    "outcomes_sha256": "Content hash of the cell's outcome rows.",
+    "outcomes_run_id": "Dagster run that made the cell's outcome rows.",
+    "outcomes_seconds": "Time on the clock to evaluate the cell, in seconds.",
+    "cells.study_sha256": "Hash of the study file that the cell was evaluated under.",
+    "software": "Packages of the evaluation, with versions.",
+    "engine": "Fingerprint of the engine: what its numbers may depend on.",
     "code_version": "Version of the code that made the row.",
     "target_letter": "Letter that the row's turn ends in.",
     "position": "Place of the row in its cell's training order.",

@@ -1,12 +1,13 @@
 """The report's figures, as SVG bytes that are equal for equal numbers.
 
 Colours are Okabe & Ito's, told apart with any colour vision, and never the only cue. Backgrounds
-are transparent, text is drawn as paths: a figure looks the same wherever it is shown.
+are white and text is drawn as paths: a figure looks the same wherever it is shown.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ _INK, _MUTED, _LINE = "#1a1a1a", "#5c5c5c", "#b8b8b8"
 _HEADLINE, _PAIRS, _MARGIN = "#0072b2", "#d55e00", "#009e73"
 _MARKERS = "osD^vPX*<>hp"
 _STYLE = {
+    "figure.facecolor": "white",
     "svg.hashsalt": "persona_assets",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -55,9 +57,9 @@ def forest_plot(contrasts: pl.DataFrame, study: Study) -> bytes:
     rows = list(_forest_rows(contrasts, study))
     height = rows[-1].y + 1
     with context(["default", _STYLE]):
-        figure = Figure(figsize=(10, 0.62 * height + 1.5))
+        figure = Figure(figsize=(10.6, 0.62 * height + 1.5))
         inches = figure.get_figheight()
-        axes = figure.add_axes((0.28, 1.05 / inches, 0.46, 1 - 1.33 / inches))
+        axes = figure.add_axes((0.307, 1.05 / inches, 0.434, 1 - 1.33 / inches))
         axes.set_ylim(height, -0.55)
         axes.axvline(0, color=_INK, linewidth=0.9, zorder=1)
         for row in rows:
@@ -117,7 +119,7 @@ def _draw_row(axes: Axes, row: _ForestRow, study: Study) -> None:
         y = row.y + shift
         axes.hlines(y, value["ci_low"], value["ci_high"], color=color, linewidth=width, zorder=3)
         axes.plot(value["estimate"], y, "s", color=color, markersize=2.6 * width**0.8, zorder=4)
-    for source, marker in zip(study.sources, _MARKERS, strict=False):
+    for source, marker in _markers(study):
         if value := row.values.get((source, HEADLINE_SCHEME)):
             axes.plot(
                 value["estimate"],
@@ -129,6 +131,11 @@ def _draw_row(axes: Axes, row: _ForestRow, study: Study) -> None:
                 markeredgewidth=0.9,
                 zorder=2,
             )
+
+
+def _markers(study: Study) -> Iterator[tuple[str, str]]:
+    """Each source with its marker; past the twelfth they come round again."""
+    return zip(study.sources, itertools.cycle(_MARKERS), strict=False)
 
 
 def _forest_labels(axes: Axes, rows: Sequence[_ForestRow], study: Study) -> None:
@@ -144,17 +151,18 @@ def _forest_labels(axes: Axes, rows: Sequence[_ForestRow], study: Study) -> None
     axes.text(1.55, -0.62, "Holm p", color=_MUTED, ha="right", **place)
     for row in rows:
         if row.first_of_hypothesis:
-            axes.text(-0.605, row.y - 0.13, row.contrast.hypothesis, weight="bold", **place)
+            axes.text(-0.685, row.y - 0.13, row.contrast.hypothesis, weight="bold", **place)
         name = f"{row.contrast.a} − {row.contrast.b}"
-        axes.text(-0.545, row.y - 0.16, name, fontsize=8, **place)
+        axes.text(-0.59, row.y - 0.16, name, fontsize=8, **place)
         words = AXIS_WORDS[row.contrast.axis]
-        axes.text(-0.545, row.y + 0.18, words, color=_MUTED, fontsize=8, **place)
+        axes.text(-0.59, row.y + 0.18, words, color=_MUTED, fontsize=8, **place)
         value = row.headline
         interval = (
             f"{signed(value['estimate'])} [{signed(value['ci_low'])}, {signed(value['ci_high'])}]"
         )
         axes.text(1.03, row.y - 0.13, interval, fontsize=8.5, **place)
-        axes.text(1.55, row.y - 0.13, p_text(value["p_holm"]), fontsize=8.5, ha="right", **place)
+        p = p_text(value["p_holm"], study.inference.family_alpha)
+        axes.text(1.55, row.y - 0.13, p, fontsize=8.5, ha="right", **place)
 
 
 def _forest_legend(figure: Figure, rows: Sequence[_ForestRow], study: Study) -> None:
@@ -176,7 +184,7 @@ def _forest_legend(figure: Figure, rows: Sequence[_ForestRow], study: Study) -> 
     hollow = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": _MUTED}
     sources = [
         Line2D([], [], marker=marker, markersize=4.5, label=source, **hollow)
-        for source, marker in zip(study.sources, _MARKERS, strict=False)
+        for source, marker in _markers(study)
     ]
     for handles, inches in ((schemes, 0.27), (sources, 0.05)):
         figure.legend(
@@ -215,7 +223,7 @@ def loss_heatmap(losses: pl.DataFrame, study: Study) -> bytes:
     limit = max((abs(value) for value in values.values()), default=0) or 1.0
     with context(["default", _STYLE]):
         figure = Figure(figsize=(10, 0.42 * len(study.arms) + 2.0), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
         panels = figure.subplots(1, 2, sharey=True)
         for panel, axis in zip(panels, AXES, strict=True):
             image = _draw_matrix(panel, study, axis, values, limit)
@@ -241,28 +249,40 @@ def _draw_matrix(panel: Axes, study: Study, axis: str, values: dict, limit: floa
     for y, arm in enumerate(study.arms):
         for x, scaffold in enumerate(study.scaffolds):
             value = grid[y][x]
-            color = "white" if abs(value) > 0.72 * limit else _INK
+            color = _readable_on(image.cmap(image.norm(value)))
             panel.text(x, y, signed(value), ha="center", va="center", fontsize=8.5, color=color)
             if ARMS[arm].scaffold.name == scaffold:
-                frame = Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=_INK)
+                frame = Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=color)
                 panel.add_patch(frame)
     return image
+
+
+def _readable_on(background: tuple[float, float, float, float]) -> str:
+    """Black or white, whichever contrasts more; the better of the two is always above 4.5 : 1.
+
+    Relative luminance and contrast as WCAG 2.2 defines them.
+    """
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def _svg(figure: Figure) -> bytes:
     """The figure's SVG without the date or version that would make equal figures differ."""
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": None}
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    figure.savefig(buffer, format="svg", metadata=metadata)
     return buffer.getvalue()
 
 
 def loss_curve(losses: Sequence[float]) -> bytes:
     """Training loss over steps, as SVG."""
     from matplotlib.figure import Figure
+    from matplotlib.style import context
 
-    figure = Figure(figsize=(6, 2.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(range(1, len(losses) + 1), losses, linewidth=1.2)
-    axes.set(xlabel="step", ylabel="loss (nats a token)", ylim=(0, None))
-    return _svg(figure)
+    with context(["default", _STYLE]):
+        figure = Figure(figsize=(6, 2.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(range(1, len(losses) + 1), losses, color=_HEADLINE, linewidth=1.2)
+        axes.set(xlabel="step", ylabel="loss (nats a token)", ylim=(0, None))
+        return _svg(figure)

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from persona_assets.reporting.words import visible
 
-_ACTIVE = re.compile(r"([\\`*_\[\]|~#!$])")
+_ACTIVE = re.compile(r"([\\`*_\[\]|~#!$<>&])")
 
 
 def inline(value: Any) -> str:
@@ -19,14 +19,15 @@ def inline(value: Any) -> str:
     """
     if isinstance(value, Markup):
         return value
-    text = _one_line(value)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return Markup(_ACTIVE.sub(r"\\\1", text))
+    return Markup(_ACTIVE.sub(r"\\\1", _one_line(value)))
 
 
 def code(value: Any) -> Markup:
-    """A name as a code span; delimited by more backticks than it holds."""
-    text = _one_line(value)
+    """A name as a code span of a table's cell; delimited by more backticks than it holds.
+
+    A bar is escaped, as a table needs it even within code.
+    """
+    text = _one_line(value).replace("|", "\\|")
     ticks = "`" * (_longest_run(text) + 1)
     pad = " " if "`" in text else ""
     return Markup(f"{ticks}{pad}{text}{pad}{ticks}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from persona_assets.rationales.arms import ARMS
 from persona_assets.reporting.words import count, listed, percent
-from persona_assets.study import Contrast, HubModel, Study
+from persona_assets.study import Contrast, HubModel, HubRegistry, Study, TrainingRecipe
 
 
 def differs(study: Study, macro: dict[str, Any]) -> bool:
@@ -18,29 +18,95 @@ def differs(study: Study, macro: dict[str, Any]) -> bool:
 def verdict(study: Study, macro: dict[str, Any]) -> str:
     """:func:`differs` in words, with the sign."""
     if not differs(study, macro):
-        return "no difference shown"
+        return f"not shown to differ from 0 at family-wise {study.inference.family_alpha:g}"
     return f"differs from 0 ({'positive' if macro['estimate'] > 0 else 'negative'})"
 
 
-def methods(study: Study, facts: dict[str, Any]) -> list[str]:
-    """Paragraphs that say how the numbers were made."""
-    return [_training(study, facts), _evaluation(study, facts), _inference(study)]
-
-
-def _training(study: Study, facts: dict[str, Any]) -> str:
-    recipe = study.training
-    scale = "alpha / sqrt(rank)" if recipe.rslora else "alpha / rank"
-    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
+def decision_rule(study: Study) -> str:
+    """What :func:`verdict` rests on, and that the interval beside it is another matter."""
     return (
-        f"Each cell is one LoRA adapter on {_base_model(study)}, fine-tuned on multiple-choice "
-        f"questions ({facts['n_train_questions']} train questions) asked under its source "
-        f"persona's system prompt. Cells trained here use rank {recipe.rank}, alpha "
-        f"{recipe.alpha:g} (scale {scale}) on {listed(recipe.target_modules)}, learning rate "
-        f"{recipe.learning_rate:g}, {epochs}, {recipe.examples_per_step} examples an optimizer "
-        f"step, {recipe.dtype}; the loss is taken on the assistant's turn alone. The wrong letter "
-        "of a question is the same for every arm, source and seed; a seed sets the order of rows "
-        "and the adapter's initialisation, and nothing else."
+        f"“Differs from 0” means Holm-adjusted p ≤ {study.inference.family_alpha:g} with questions "
+        "drawn; the interval shown is not adjusted."
     )
+
+
+def forest_caption(study: Study) -> str:
+    """What the marks of the forest plot are, and which intervals it does not show."""
+    level = percent(study.inference.confidence)
+    tests = [test for contrast in study.contrast_list for test in contrast.equivalence]
+    marks = (
+        f"{level} intervals: thick blue with a square, questions drawn (headline); thin orange "
+        "with a small square, pairs drawn. Hollow grey markers: estimates of single sources."
+    )
+    if not tests:
+        return marks
+    levels = listed([percent(1 - 2 * alpha) for alpha in sorted({t.alpha for t in tests})[::-1]])
+    return (
+        f"{marks} Green bands: equivalence margins; equivalence is judged by the {levels} "
+        "intervals given under Findings, which are not drawn."
+    )
+
+
+def methods(study: Study, facts: dict[str, Any]) -> list[str]:
+    """Paragraphs that say how the numbers were made; ``facts`` is ``queries.provenance``."""
+    training = [*_trained_here(study, facts), *_carried_over(study)]
+    return [*training, _evaluation(study, facts), _inference(study)]
+
+
+def _trained_here(study: Study, facts: dict[str, Any]) -> Iterator[str]:
+    cells = study.cells_of("trained")
+    if not cells:
+        return
+    low, high = facts["trained_rows"]
+    rows = str(low) if low == high else f"{low} to {high}"
+    seeded = "the order of rows and the adapter's initialisation"
+    if study.training.dropout:
+        seeded = "the order of rows, the adapter's initialisation and its dropout"
+    yield (
+        f"{len(cells)} cells are trained here. Each is one LoRA adapter on {_base_model(study)}, "
+        f"fine-tuned on {rows} multiple-choice questions asked under its source persona's system "
+        f"prompt: {_recipe(study.training, TrainingRecipe.model_fields)}. The loss is taken on the "
+        "assistant's turn alone. In these cells the wrong letter of a question is the same for "
+        f"every arm, source and seed, and a seed sets {seeded}, and nothing else."
+    )
+
+
+def _carried_over(study: Study) -> Iterator[str]:
+    cells = study.cells_of("carry_over")
+    if not cells:
+        return
+    registry, recipe = study.carry_over, study.recipe(cells[0])
+    if isinstance(registry, HubRegistry):
+        form = "a whole merged model" if registry.format == "merged" else "a LoRA adapter"
+        where = f"{registry.repo} at revision {registry.revision[:12]}"
+        # What the file does not state is not known of them: the schema's defaults are ours.
+        stated = _recipe(recipe, recipe.model_fields_set)
+    else:
+        form, where = "a LoRA adapter", "the study's local registry"
+        stated = _recipe(recipe, TrainingRecipe.model_fields)
+    yield (
+        f"{len(cells)} cells are carried over. Each is {form} from {where}; their recipe as the "
+        f"study file states it: {stated}."
+    )
+
+
+def _recipe(recipe: TrainingRecipe, fields: Any) -> str:
+    """Those settings of a recipe that are among ``fields``."""
+    texts = {
+        "rank": f"rank {recipe.rank}",
+        "alpha": f"alpha {recipe.alpha:g}",
+        "rslora": "rsLoRA (scale alpha / sqrt(rank))" if recipe.rslora else "scale alpha / rank",
+        "dropout": f"dropout {recipe.dropout:g}",
+        "target_modules": f"adapted modules {listed(recipe.target_modules)}",
+        "learning_rate": f"learning rate {recipe.learning_rate:g}",
+        "warmup_steps": f"{recipe.warmup_steps} warm-up steps",
+        "epochs": "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs",
+        "examples_per_step": f"{recipe.examples_per_step} examples an optimizer step",
+        "weight_decay": f"weight decay {recipe.weight_decay:g}",
+        "max_grad_norm": f"gradients clipped to norm {recipe.max_grad_norm:g}",
+        "dtype": recipe.dtype,
+    }
+    return ", ".join(text for field, text in texts.items() if field in fields)
 
 
 def _base_model(study: Study) -> str:
@@ -53,18 +119,20 @@ def _base_model(study: Study) -> str:
 def _evaluation(study: Study, facts: dict[str, Any]) -> str:
     settings = study.evaluation
     return (
-        f"Every cell and the untrained baseline answer {facts['n_questions']} evaluation questions "
-        f"under each of {len(study.personas)} personas and {len(study.scaffolds)} scaffolds "
-        f"(ways to open the assistant's turn). Where a scaffold asks for a rationale, the model "
-        f"writes it greedily, at most {settings.max_rationale_tokens} tokens; the answer is the "
-        "question's letter with the highest next-token log-probability after the anchor. Engine: "
-        f"{settings.engine}, {settings.dtype}."
+        f"Every cell and the untrained baseline ({_base_model(study)}) answer "
+        f"{facts['n_questions']} evaluation questions under each of {len(study.personas)} personas "
+        f"and {len(study.scaffolds)} scaffolds (ways to open the assistant's turn). Where a "
+        "scaffold asks for a rationale, the model writes it greedily, at most "
+        f"{settings.max_rationale_tokens} tokens; the answer is the question's letter with the "
+        "highest next-token log-probability after the anchor, and ties go to the first letter. "
+        f"Engine: {settings.engine}, {settings.dtype}."
     )
 
 
 def _inference(study: Study) -> str:
     inference = study.inference
     family = len(study.contrast_list)
+    least = 1 / (1 + inference.resamples)
     return (
         "The loss of an answer is baseline correctness minus the cell's. Source loss is measured "
         "under the persona that the cell was trained under; bystander leakage is the mean over the "
@@ -73,10 +141,12 @@ def _inference(study: Study) -> str:
         f"are {percent(inference.confidence)} percentile bootstrap intervals "
         f"({count(inference.resamples)} resamples). The headline scheme draws questions, each with "
         "all its sources and seeds; the scheme “pairs” draws (source, seed, question) triples as "
-        "if they were independent. Two-sided p-values are Holm-adjusted over the "
-        f"{family} registered contrasts, family-wise level {inference.family_alpha:g}. Equivalence "
-        "is two one-sided tests: the interval must lie strictly within the margins. “Differs from "
-        "0” and “equivalent” are separate statements; both can hold."
+        "if they were independent. The two-sided p-value is (1 + #{|S* − S| ≥ |S|}) / (1 + B), "
+        "where S is the observed sum of differences, S* those of the B resamples; it is at least "
+        f"{least:.2g} before adjustment. It is Holm-adjusted over the {family} registered "
+        f"contrasts, family-wise level {inference.family_alpha:g}. {decision_rule(study)} "
+        "Equivalence is two one-sided tests: the interval must lie strictly within the margins. "
+        "“Differs from 0” and “equivalent” are separate statements; both can hold."
     )
 
 
@@ -90,17 +160,18 @@ def _threats(study: Study) -> Iterator[str]:
     if origins:
         yield (
             f"{_names(origins)}: one arm was trained here, the other carried over from an earlier "
-            "experiment, so the contrast also holds whatever else differed between the two."
+            "experiment; the contrast also contains whatever else differed between the two."
         )
     recipes = [c for c in study.contrast_list if _differs(study, c, study.recipe)]
     if recipes:
         yield f"{_names(recipes)}: the two arms were trained with different recipes."
     scaffold = study.inference.scaffold
-    outside = [arm for arm in study.arms if ARMS[arm].scaffold.name != scaffold]
+    contrasted = dict.fromkeys(arm for c in study.contrast_list for arm in (c.a, c.b))
+    outside = [arm for arm in contrasted if ARMS[arm].scaffold.name != scaffold]
     if outside:
         yield (
-            f"All contrasts are measured under {scaffold}, the frame that some arms were trained "
-            f"with and others not ({listed(outside)}): an arm may leak less only because its own "
+            f"All contrasts are measured under {scaffold}; the frame of some contrasted arms is "
+            f"another one ({listed(outside)}): such an arm may leak less only because its own "
             "frame is absent."
         )
     if study.cells_of("carry_over"):

@@ -23,17 +23,23 @@ def rows(db: duckdb.DuckDBPyConnection, sql: str, **parameters: Any) -> list[Row
 
 
 def provenance(db: duckdb.DuckDBPyConnection) -> Row:
-    """Hashes and counts over the whole file, one row."""
+    """Hashes and counts over the whole file, one row.
+
+    ``trained_rows`` is the least and the greatest number of rows of a cell trained here, both
+    None where there is no such cell.
+    """
     (row,) = rows(
         db,
         """
         SELECT study_sha256, question_bank_sha256,
-            (SELECT count(*) FROM cells) AS n_cells,
+            (SELECT count(DISTINCT cell) FROM outcomes WHERE cell <> $baseline) AS n_cells,
             (SELECT count(*) FROM outcomes) AS n_outcomes,
             (SELECT count(*) FROM outcomes WHERE cell = $baseline) AS n_baseline,
             (SELECT count(*) FROM training_rows) AS n_training_rows,
             (SELECT count(DISTINCT question_id) FROM outcomes) AS n_questions,
-            (SELECT count(*) FROM questions WHERE split = 'train') AS n_train_questions,
+            (SELECT [min(n), max(n)] FROM (
+                SELECT count(*) AS n FROM training_rows WHERE NOT reference_only GROUP BY cell
+            )) AS trained_rows,
             (SELECT count(DISTINCT run_id) FROM outcomes) AS n_runs,
             (SELECT count(DISTINCT checkpoint_sha256) FROM outcomes) AS n_checkpoints,
             (SELECT list(DISTINCT code_version ORDER BY code_version) FROM outcomes)
@@ -52,7 +58,10 @@ def outcome_counts(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def baseline_accuracy(db: duckdb.DuckDBPyConnection) -> dict[str, Row]:
-    """The untrained model's accuracy by scaffold: over all personas, and its extremes."""
+    """The untrained model's accuracy by scaffold: over all personas, and its extremes.
+
+    ``lowest_persona`` (the first by name) is None where all personas tie.
+    """
     sql = """
         WITH by_persona AS (
             SELECT scaffold, persona, count(*) FILTER (is_correct) AS correct, count(*) AS n
@@ -60,7 +69,9 @@ def baseline_accuracy(db: duckdb.DuckDBPyConnection) -> dict[str, Row]:
         )
         SELECT scaffold, sum(correct)::BIGINT AS correct, sum(n)::BIGINT AS n,
             sum(correct) / sum(n) AS accuracy,
-            min(correct / n) AS lowest, arg_min(persona, (correct / n, persona)) AS lowest_persona,
+            min(correct / n) AS lowest,
+            CASE WHEN min(correct / n) < max(correct / n)
+                 THEN arg_min(persona, (correct / n, persona)) END AS lowest_persona,
             max(correct / n) AS highest
         FROM by_persona GROUP BY scaffold
     """
@@ -124,9 +135,9 @@ def macro_losses(db: duckdb.DuckDBPyConnection) -> dict[tuple[str, str, str], Ro
 
 
 def sample_training_rows(db: duckdb.DuckDBPyConnection, seed: int) -> list[Row]:
-    """One question's training row in every arm of the source that has most arms.
+    """One question's training row in every arm that kept it, of the source that has most arms.
 
-    The choice is by rule: most arms, then first by name.
+    The choice is by rule: most arms, then first by name or id.
     """
     return rows(
         db,
@@ -149,7 +160,7 @@ def sample_training_rows(db: duckdb.DuckDBPyConnection, seed: int) -> list[Row]:
 def sample_outcomes(
     db: duckdb.DuckDBPyConnection, *, persona: str, seed: int, scaffold: str
 ) -> list[Row]:
-    """The first evaluation question, asked under ``persona``, of the baseline and its own cells."""
+    """The evaluation question first by id, asked under ``persona``: the baseline and own cells."""
     return rows(
         db,
         """

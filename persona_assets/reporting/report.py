@@ -19,7 +19,14 @@ from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.questions.bank import Question, user_message
 from persona_assets.rationales.arms import ARMS
 from persona_assets.reporting import markdown, queries, words
-from persona_assets.reporting.prose import differs, methods, threats, verdict
+from persona_assets.reporting.prose import (
+    decision_rule,
+    differs,
+    forest_caption,
+    methods,
+    threats,
+    verdict,
+)
 from persona_assets.stats.contrasts import HEADLINE_SCHEME, MACRO
 from persona_assets.stats.losses import AXES
 from persona_assets.study import Contrast, Study
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 FIGURES = {
     "forest_plot": "Forest plot: for each registered contrast, the macro estimate with its "
     "interval under both resampling schemes, and the estimates of the single sources. The same "
-    "numbers stand in the table of contrasts.",
+    "numbers stand in the tables of contrasts and of estimates by source.",
     "loss_heatmap": "Heatmap of mean losses, arm by scaffold, on both axes. The same numbers stand "
     "in the tables of losses.",
 }
@@ -96,9 +103,8 @@ def _context(db: duckdb.DuckDBPyConnection, study: Study, warehouse: Path) -> di
         "facts": facts,
         "arms": ARMS,
         "axes": AXES,
+        "rule": decision_rule(study),
         "hypotheses": _hypotheses(db, study),
-        "macro": MACRO,
-        "headline": HEADLINE_SCHEME,
         "losses": queries.macro_losses(db),
         "baseline": queries.baseline_accuracy(db),
         "design": _design(db, study),
@@ -109,6 +115,7 @@ def _context(db: duckdb.DuckDBPyConnection, study: Study, warehouse: Path) -> di
         "asked": _asked(outcomes[0]),
         "cells": queries.cells(db),
         "figures": FIGURES,
+        "forest_caption": forest_caption(study),
     }
 
 
@@ -140,6 +147,7 @@ def _contrast_entry(
         "pairs": pairs,
         "by_source": by_source,
         "error_ratio": question["std_error"] / pairs["std_error"] if pairs["std_error"] else None,
+        "n_questions": question["n_pairs"] // (len(by_source) * len(study.seeds)),
         "seed_spread": queries.seed_spread(db, study, contrast),
         "tests": tests,
         "differs": differs(study, question),

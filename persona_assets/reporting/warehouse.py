@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from persona_assets.audit import Audit, audit
 from persona_assets.evaluation import outcomes as outcome_rows
 from persona_assets.questions import bank
 from persona_assets.reporting.comments import COLUMNS, TABLES
+from persona_assets.reporting.queries import rows
 from persona_assets.stats import contrasts as estimates
 from persona_assets.study import Study
 from persona_assets.training import dataset
@@ -26,7 +28,9 @@ from persona_assets.training import dataset
 if TYPE_CHECKING:
     import duckdb
 
-_SHOWN = 5
+_SHOWN, _NAMED = 5, 20
+#: Of the build; what does not fit spills beside the file that is being built.
+_MEMORY = "2GB"
 #: Token-level columns of training rows stay in the landing files: nothing reads them by SQL.
 _TOKEN_COLUMNS = ("input_ids", "loss_start")
 
@@ -36,6 +40,8 @@ _REFERENCES = (
     ("outcomes", "question_id", "questions", "question_id", "true"),
     ("training_rows", "cell", "cells", "cell", "true"),
     ("training_rows", "question_id", "questions", "question_id", "true"),
+    ("cells", "cell", "outcomes", "cell", "true"),
+    ("cells", "cell", "training_rows", "cell", "true"),
 )
 
 
@@ -81,7 +87,8 @@ def build_warehouse(
             ids are left out, ``cell`` is added.
         outcomes: Parquet files of outcome rows (``evaluation.outcomes.SCHEMA``), the baseline's
             among them. ``letter_logprobs`` becomes a MAP from letter to nats.
-        cells: One row a cell, with at least ``cell``; further columns are taken as they are.
+        cells: One row a cell, with at least ``cell``; further columns are taken as they are, and
+            each must be described in ``comments.COLUMNS``.
         contrasts: ``CONTRASTS_SCHEMA``.
         equivalence: ``EQUIVALENCE_SCHEMA``.
         losses: ``LOSSES_SCHEMA``.
@@ -91,8 +98,9 @@ def build_warehouse(
         Row count of every table.
 
     Raises:
-        WarehouseError: a column is absent, a row is repeated or lacks its key, or rows refer to
-            cells or questions that are not there.
+        WarehouseError: a column is absent or nowhere described, a row is repeated or lacks its
+            key, rows refer to cells or questions that are not there, or a cell has no outcomes or
+            no training rows.
         OSError: the target's folder cannot be written.
     """
     import duckdb
@@ -113,7 +121,11 @@ def build_warehouse(
             *(_frame_table(scratch / f"{name}.parquet") for name in frames),
         ]
         built = scratch / "built.duckdb"
-        config = {"threads": threads, "temp_directory": str(scratch / "spill")}
+        config = {
+            "threads": threads,
+            "memory_limit": _MEMORY,
+            "temp_directory": str(scratch / "spill"),
+        }
         with duckdb.connect(str(built), config=config) as db:
             counts = {table.name: _load(db, table) for table in tables}
             _check_references(db)
@@ -210,29 +222,32 @@ def _check_key(db: duckdb.DuckDBPyConnection, table: _Table) -> None:
         ("without a key", f"WHERE {' OR '.join(f'{k} IS NULL' for k in table.key)}"),
         ("repeated", f"GROUP BY {keys} HAVING count(*) > 1"),
     ):
-        rows = db.execute(f"SELECT {keys} FROM {table.name} {condition} ORDER BY ALL").fetchall()
-        if rows:
+        found = db.execute(
+            f"SELECT count(*) OVER (), {keys} FROM {table.name} {condition} "
+            f"ORDER BY {keys} LIMIT {_SHOWN}"
+        ).fetchall()
+        if found:
             shown = "; ".join(
                 ", ".join(f"{k}={value}" for k, value in zip(table.key, row, strict=True))
-                for row in rows[:_SHOWN]
+                for _, *row in found
             )
             raise WarehouseError(
-                f"{table.name}: {len(rows)} row(s) {what}, first: {shown}. "
+                f"{table.name}: {found[0][0]} row(s) {what}, first: {shown}. "
                 "Pass each partition's file once, and materialize the named ones again."
             )
 
 
 def _check_references(db: duckdb.DuckDBPyConnection) -> None:
     for table, column, other, key, where in _REFERENCES:
-        rows = db.execute(
+        found = db.execute(
             f"SELECT DISTINCT {column} FROM {table} WHERE {where} "
             f"AND {column} NOT IN (SELECT {key} FROM {other}) ORDER BY ALL"
         ).fetchall()
-        if rows:
-            shown = ", ".join(str(value) for (value,) in rows[:_SHOWN])
+        if found:
+            shown = ", ".join(str(value) for (value,) in found[:_SHOWN])
             raise WarehouseError(
-                f"{table}.{column}: {len(rows)} value(s) that {other} does not have, first: "
-                f"{shown}. They belong to another state of the study: materialize them again."
+                f"{table}.{column}: {len(found)} value(s) that {other} does not have, first: "
+                f"{shown}. The two are of different states of the study: materialize both again."
             )
 
 
@@ -240,9 +255,70 @@ def _describe(db: duckdb.DuckDBPyConnection, table: _Table) -> None:
     comment = f"{TABLES[table.name]} Key: {', '.join(table.key)}."
     db.execute(f"COMMENT ON TABLE {table.name} IS {_literal(comment)}")
     for column in table.columns:
-        if text := COLUMNS.get(f"{table.name}.{column}", COLUMNS.get(column)):
-            db.execute(f"COMMENT ON COLUMN {table.name}.{_quoted(column)} IS {_literal(text)}")
+        text = COLUMNS.get(f"{table.name}.{column}", COLUMNS.get(column))
+        if text is None:
+            raise WarehouseError(
+                f"{table.name}.{column} is nowhere described: say what it means in "
+                "persona_assets.reporting.comments.COLUMNS."
+            )
+        db.execute(f"COMMENT ON COLUMN {table.name}.{_quoted(column)} IS {_literal(text)}")
 
 
 def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def warehouse_audits(path: Path, study: Study) -> list[Audit]:
+    """The audits ``complete`` and ``one_wrong_letter`` of a built warehouse, opened read-only.
+
+    Raises:
+        duckdb.Error: the warehouse cannot be read.
+    """
+    import duckdb
+
+    with duckdb.connect(str(path), read_only=True) as db:
+        return [_complete(db, study), _one_wrong_letter(db)]
+
+
+def _complete(db: duckdb.DuckDBPyConnection, study: Study) -> Audit:
+    """Every cell and the baseline, under every persona and scaffold, on every eval question."""
+    ((n_rows, n_questions),) = db.execute(
+        "SELECT (SELECT count(*) FROM outcomes), "
+        "(SELECT count(*) FROM questions WHERE split = 'eval')"
+    ).fetchall()
+    evaluations = len(study.cells) + 1
+    per_cell = len(study.personas) * len(study.scaffolds) * n_questions
+    return audit(
+        "complete",
+        n_rows == evaluations * per_cell,
+        observed=f"{n_rows} outcome rows",
+        threshold=f"{evaluations} evaluations × {per_cell} rows = {evaluations * per_cell}",
+        remedy="Materialize the evaluations that `persona-assets status` shows as not up to date.",
+    )
+
+
+def _one_wrong_letter(db: duckdb.DuckDBPyConnection) -> Audit:
+    """A question has one wrong target letter over all arms, sources and seeds.
+
+    The pairing of the contrasts rests on it: arms must differ in the rationale, not in the answer.
+    """
+    conflicts = rows(
+        db,
+        """
+        SELECT min(question_id) AS question_id,
+            list(DISTINCT target_letter ORDER BY target_letter) AS letters
+        FROM training_rows WHERE target_letter <> correct_letter
+        GROUP BY identity HAVING count(DISTINCT target_letter) > 1
+        ORDER BY question_id
+        """,
+    )
+    return audit(
+        "one_wrong_letter",
+        not conflicts,
+        observed=f"{len(conflicts)} questions with more than one wrong target letter",
+        threshold="0 questions over all arms, sources and seeds",
+        remedy="Materialize the rationales and training datasets again, all from one study file.",
+        questions=[
+            f"{row['question_id']}: {', '.join(row['letters'])}" for row in conflicts[:_NAMED]
+        ],
+    )

@@ -15,11 +15,18 @@ def signed(value: float, digits: int = 3) -> str:
     return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
-def p_text(p: float | None) -> str:
-    """A p-value: four decimals, ``< 0.0001`` below that, a dash where there is none."""
+def p_text(p: float | None, alpha: float) -> str:
+    """A p-value: four decimals, ``< 0.0001`` below that, a dash where there is none.
+
+    As many more decimals as it takes for the printed number to stand on the same side of
+    ``alpha`` as ``p`` itself.
+    """
     if p is None:
         return "–"
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+    if p < 0.0001 <= alpha:
+        return "< 0.0001"
+    texts = (f"{p:.{digits}f}" for digits in range(4, 18))
+    return next((t for t in texts if (float(t) <= alpha) == (p <= alpha)), repr(p))
 
 
 def count(n: int) -> str:

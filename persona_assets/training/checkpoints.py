@@ -1,22 +1,30 @@
-"""LoRA checkpoints on disk: what a folder must hold, and lending one to the resident base model.
+"""Checkpoints on disk: what a folder must hold, and lending an adapter to the resident base model.
 
 A checkpoint from elsewhere is looked at before it is loaded: names, shapes and sizes come from
-the safetensors header, and nothing that unpickles is ever opened.
+the safetensors headers, nothing that unpickles is ever opened, and of an adapter's configuration
+only the few options that plain LoRA needs are used.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from persona_assets.audit import Audit, audit
 from persona_assets.hashing import sha256_file, sha256_lines
+from persona_assets.training.headers import (
+    CheckpointError,
+    existing,
+    read_header,
+    read_json,
+    read_model_headers,
+    refuse_other_tensors,
+    refuse_pickles,
+)
 from persona_assets.training.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from persona_assets.training.resident import borrowed, linear_shapes, named_by
 
@@ -25,36 +33,38 @@ if TYPE_CHECKING:
 
 #: The two files of an adapter, and all that its hash covers.
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-#: Largest header or configuration read, in bytes; an adapter of a 7B model needs about 0.1 MB.
-_MAX_JSON = 10_000_000
-#: PEFT options that change what an adapter's tensors mean; none is used here, so none is read.
-_PLAIN = {
-    "bias": "none",
-    "use_dora": False,
-    "fan_in_fan_out": False,
-    "lora_bias": False,
-    "modules_to_save": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "layer_replication": None,
-    "layers_to_transform": None,
-    "exclude_modules": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
+#: Options of an adapter that are used.
+_USED = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules"}
+#: Options that say where it comes from or how it was trained, and change nothing in use.
+_INCIDENTAL = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+    "task_type",
+}
+#: Options of a model that change nothing in its forward pass.
+_NOT_GEOMETRY = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
 }
 
 
-class CheckpointError(ValueError):
-    """A checkpoint folder that must not be loaded; names file, tensor or field, and remedy."""
-
-
 @dataclass(frozen=True, slots=True)
-class _Tensor:
-    dtype: str
-    shape: tuple[int, ...]
-    span: tuple[int, int]
+class _Lora:
+    """Plain LoRA (Hu et al. 2021): W + scaling · B A in the modules that ``targets`` name."""
+
+    rank: int
+    scaling: float
+    targets: list[str]
 
 
 def is_adapter(folder: Path) -> bool:
@@ -68,7 +78,7 @@ def adapter_hash(folder: Path) -> str:
     Raises:
         CheckpointError: one of them is missing.
     """
-    return sha256_lines(f"{name} {sha256_file(_existing(folder / name))}" for name in ADAPTER_FILES)
+    return sha256_lines(f"{name} {sha256_file(existing(folder / name))}" for name in ADAPTER_FILES)
 
 
 def checkpoint_hash(folder: Path) -> str:
@@ -89,43 +99,62 @@ def checkpoint_hash(folder: Path) -> str:
 def adapted(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
     """The resident base model with the adapter of ``folder`` merged into its weights.
 
-    Afterwards, also if the body raises, the base is bit-identical to what it was.
+    Afterwards, also if the body raises, the base is bit-identical to what it was. The update is
+    computed in float32 and the sum rounded once to the model's dtype.
 
     Raises:
         CheckpointError: the adapter does not fit the base, or holds a value that is not finite.
     """
     import torch
-    from peft import PeftModel
     from safetensors.torch import load_file
 
     targets = check_adapter(folder, linear_shapes(base_model))
-    for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items():
+    scaling = _read_lora(folder / ADAPTER_CONFIG).scaling
+    tensors = load_file(folder / ADAPTER_WEIGHTS, device=str(base_model.device))
+    for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"{folder / ADAPTER_WEIGHTS}: tensor {name} is not finite: train the cell again"
             )
     with borrowed(base_model, changing=targets):
-        yield PeftModel.from_pretrained(base_model, str(folder)).merge_and_unload()
+        for target in targets:
+            a, b = (tensors[name].float() for name in _tensor_names(target))
+            weight = base_model.get_submodule(target).weight.data
+            weight.copy_(weight.float() + b @ a * scaling)
+        yield base_model
 
 
-def fits_base(folder: Path, base_folder: Path) -> Audit:
-    """``adapter_fits_base``: names and shapes of the adapter against the base model's files."""
+def fits_base(
+    folder: Path, base_folder: Path, expected_format: Literal["adapter", "merged"] | None = None
+) -> Audit:
+    """``checkpoint_fits_base``: a checkpoint's files against those of the base model.
+
+    Args:
+        folder: An adapter's folder or a whole model's.
+        base_folder: The base model's.
+        expected_format: Which of the two it must be; None for either.
+    """
+    found_format = "adapter" if is_adapter(folder) else "merged"
+    ok = True
     try:
-        shapes = {
-            name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
-            for path in sorted(base_folder.glob("*.safetensors"))
-            for name, tensor in read_header(path).items()
-            if name.endswith(".weight") and len(tensor.shape) == 2
-        }
-        targets = check_adapter(folder, shapes)
-        found, fault = f"{len(targets)} modules adapted, each of the base's shape", ""
+        if expected_format not in (found_format, None):
+            raise CheckpointError(
+                f"{folder}: expected a checkpoint of format {expected_format}, found {found_format}"
+            )
+        if found_format == "adapter":
+            n = len(check_adapter(folder, _matrix_shapes(base_folder)))
+            found = f"{n} modules adapted, each of the base's shape"
+        else:
+            n = check_model(folder, base_folder)
+            found = f"a whole model of {n} tensors, each of the base's shape"
     except CheckpointError as error:
-        found, fault = str(error), str(error)
+        ok, found = False, str(error)
     return audit(
-        "adapter_fits_base",
-        not fault,
+        "checkpoint_fits_base",
+        ok,
         observed=found,
-        threshold="a plain LoRA adapter of the base's own modules, in safetensors",
+        threshold="in safetensors, either a plain LoRA adapter of the base's own modules or a "
+        "whole model of the base's configuration, tensors and shapes",
         remedy="Fetch or train the checkpoint again, for this base model.",
     )
 
@@ -141,110 +170,105 @@ def check_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> list[s
         CheckpointError: a file is missing, pickled or damaged; an option is not plain LoRA; or
             a tensor is missing, unexpected, or of another shape.
     """
-    for path in sorted(folder.glob("*")):
-        if path.suffix in _PICKLES:
-            raise CheckpointError(
-                f"{path}: pickled weights are never loaded: save the adapter as safetensors"
-            )
-    rank, suffixes = _read_config(folder / ADAPTER_CONFIG)
-    targets = [name for name in shapes if named_by(name, suffixes)]
-    path = folder / ADAPTER_WEIGHTS
+    refuse_pickles(folder)
+    lora = _read_lora(folder / ADAPTER_CONFIG)
+    targets = [name for name in shapes if named_by(name, lora.targets)]
     expected: dict[str, tuple[int, ...]] = {}
-    for name in targets:
-        out_features, in_features = shapes[name]
-        expected[f"base_model.model.{name}.lora_A.weight"] = (rank, in_features)
-        expected[f"base_model.model.{name}.lora_B.weight"] = (out_features, rank)
-    found = read_header(path)
-    for name in sorted(expected.keys() | found.keys()):
-        here = found[name].shape if name in found else None
-        if here != expected.get(name):
-            raise CheckpointError(
-                f"{path}: tensor {name}: expected {_shape(expected.get(name))}, found "
-                f"{_shape(here)}: use an adapter of this base model"
-            )
+    for target in targets:
+        out_features, in_features = shapes[target]
+        a, b = _tensor_names(target)
+        expected |= {a: (lora.rank, in_features), b: (out_features, lora.rank)}
+    path = folder / ADAPTER_WEIGHTS
+    refuse_other_tensors(path, expected, read_header(path))
     return targets
 
 
-def read_header(path: Path) -> dict[str, _Tensor]:
-    """Names, dtypes and shapes of a safetensors file, from its header alone.
+def check_model(folder: Path, base_folder: Path) -> int:
+    """Look at a whole model without loading it; the number of its tensors.
 
     Raises:
-        CheckpointError: it is no such file, or its size is not what the header says.
+        CheckpointError: a file is missing, pickled or damaged; an option that shapes the forward
+            pass differs from the base's; or a tensor is missing, unexpected, or of another shape.
     """
-    size = _existing(path).stat().st_size
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
-        if length > min(size - 8, _MAX_JSON):
-            raise CheckpointError(f"{path}: is no safetensors file: fetch or train it again")
-        header = _json_object(path, file.read(length))
-    header.pop("__metadata__", None)
-    tensors = {name: _tensor(path, name, entry) for name, entry in header.items()}
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].span):
-        nbytes = _DTYPE_BYTES[tensor.dtype] * math.prod(tensor.shape)
-        if tensor.span != (end, end + nbytes):
-            raise CheckpointError(f"{path}: tensor {name}: bytes {tensor.span} do not fit it")
-        end += nbytes
-    if size != 8 + length + end:
+    refuse_pickles(folder)
+    config, base = _geometry(folder), _geometry(base_folder)
+    for field in sorted(config.keys() | base.keys()):
+        if config.get(field) != base.get(field):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {field}: found {config.get(field)}, expected "
+                f"{base.get(field)}, as in the base model"
+            )
+    found, expected = read_model_headers(folder), read_model_headers(base_folder)
+    if base.get("tie_word_embeddings"):  # the head is the embeddings, saved once or twice
+        for tensors in (found, expected):
+            tensors.pop("lm_head.weight", None)
+    refuse_other_tensors(folder, {name: t.shape for name, t in expected.items()}, found)
+    return len(found)
+
+
+def _matrix_shapes(base_folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
+        for name, tensor in read_model_headers(base_folder).items()
+        if name.endswith(".weight") and len(tensor.shape) == 2
+    }
+
+
+def _geometry(folder: Path) -> dict[str, Any]:
+    """A model's options with their defaults filled in, but for those in ``_NOT_GEOMETRY``."""
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    read_json(path)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except Exception as error:  # each option of a foreign file has its own ways to be wrong
         raise CheckpointError(
-            f"{path}: has {size} bytes where its header asks for {8 + length + end}: "
-            "fetch or train it again"
-        )
-    return tensors
+            f"{path}: is no model's configuration ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+    return {field: value for field, value in config.items() if field not in _NOT_GEOMETRY}
 
 
-def _tensor(path: Path, name: str, entry: Any) -> _Tensor:
-    match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(a), int(b)]} if (
-            dtype in _DTYPE_BYTES and all(type(n) is int and n >= 0 for n in shape)
-        ):
-            return _Tensor(dtype, tuple(shape), (a, b))
-    raise CheckpointError(
-        f"{path}: tensor {name}: is not a {', '.join(_DTYPE_BYTES)} tensor: {str(entry)[:80]}"
-    )
+def _read_lora(path: Path) -> _Lora:
+    """A plain LoRA configuration; every option of PEFT that is not used must have its default.
 
+    A list of what is allowed, since PEFT adds with each version options that change what the
+    tensors mean, rewrite the base's weights, or name code to import.
+    """
+    from peft import LoraConfig
 
-def _read_config(path: Path) -> tuple[int, list[str]]:
-    """(rank, target modules) of a plain LoRA configuration."""
-    if _existing(path).stat().st_size > _MAX_JSON:
-        raise CheckpointError(f"{path}: is larger than any adapter configuration")
-    config = _json_object(path, path.read_bytes())
+    config = read_json(path)
 
     def refuse(field: str, ask: str) -> None:
         value = str(config.get(field))[:80]
-        raise CheckpointError(f"{path}: {field}: found {value}, expected {ask}")
+        raise CheckpointError(
+            f"{path}: {field}: found {value}, expected {ask}: save the checkpoint as a plain LoRA "
+            "adapter or as a whole merged model"
+        )
 
     if config.get("peft_type") != "LORA":
         refuse("peft_type", "LORA")
-    rank, targets = config.get("r"), config.get("target_modules")
+    rank, alpha, targets = (config.get(f) for f in ("r", "lora_alpha", "target_modules"))
     if type(rank) is not int or rank < 1:
         refuse("r", "a rank of at least 1")
-    alpha = config.get("lora_alpha")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
-        refuse("lora_alpha", "a finite number")
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        refuse("lora_alpha", "a finite number above 0")
     if not isinstance(targets, list) or not targets or not all(type(t) is str for t in targets):
         refuse("target_modules", "a list of module names")
-    for field, plain in _PLAIN.items():
-        if config.get(field, plain) not in (plain, None):
-            refuse(field, f"{plain}, as in plain LoRA")
-    return rank, targets
+    rslora = config.get("use_rslora", False)
+    if type(rslora) is not bool:
+        refuse("use_rslora", "true or false")
+    if config.get("task_type") not in ("CAUSAL_LM", None):
+        refuse("task_type", "CAUSAL_LM")
+    defaults = LoraConfig().to_dict()
+    for field in sorted(config.keys() - _USED - _INCIDENTAL):
+        default = defaults.get(field)
+        if config[field] not in (default, None):
+            refuse(field, f"{default}, as in plain LoRA")
+    return _Lora(rank, alpha / (math.sqrt(rank) if rslora else rank), targets)
 
 
-def _json_object(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is damaged ({error}): fetch or train it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds no JSON object: fetch or train it again")
-    return value
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is missing: fetch or train the checkpoint again")
-    return path
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "no such tensor" if shape is None else "×".join(map(str, shape))
+def _tensor_names(target: str) -> tuple[str, str]:
+    """PEFT's names of a module's A [rank, in] and B [out, rank]."""
+    stem = f"base_model.model.{target}.lora_"
+    return f"{stem}A.weight", f"{stem}B.weight"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from persona_assets.chat import chat_prompt
+from persona_assets.chat import chat_prompt, refuse_special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,12 +46,14 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> 
     Raises:
         SeamError: a token straddles the seam, so that the loss could not start at the
             assistant's first token.
-        ValueError: the tokenizer names no end-of-turn token.
+        ValueError: the tokenizer names no end-of-turn token, or a text holds a special token.
     """
     if not rows:
         return []
     if tokenizer.eos_token is None:
         raise ValueError("the tokenizer names no eos_token: set it to the token that ends a turn")
+    for row in rows:
+        refuse_special_tokens(tokenizer, "assistant's turn", row.assistant)
     prompts = [chat_prompt(tokenizer, row.system, row.user) for row in rows]
     encoding = tokenizer(
         [p + row.assistant + tokenizer.eos_token for p, row in zip(prompts, rows)],

@@ -68,7 +68,8 @@ def train_adapter(
     """Train a LoRA adapter on ``rows`` and save it to ``out_dir`` in PEFT's format.
 
     The base model is borrowed: it is bit-identical afterwards, also if training raises. Equal
-    arguments on the same machine with the same thread count give byte-identical files.
+    arguments on the same CPU with the same thread count give byte-identical files; on a GPU,
+    whose kernels may sum in any order, they agree up to rounding.
 
     Args:
         base_model: A causal language model, on the device and in the dtype to train in.

@@ -163,7 +163,8 @@ class FolderRegistry:
 class HubFolders:
     """Checkpoints in folders of a hub repository at a pinned commit, as a study file names them.
 
-    Only safetensors and JSON files are taken: nothing that unpickles, no code.
+    Only the folder's own safetensors and JSON files are taken: nothing that unpickles, no code,
+    and none of the training states that may lie in folders below it.
     """
 
     def __init__(self, source: HubRegistry):
@@ -176,7 +177,13 @@ class HubFolders:
         folder = self.source.folder.format(source=source, arm=arm, seed=seed)
         with tempfile.TemporaryDirectory(dir=dest) as fetched:
             patterns = [f"{folder}/*.safetensors", f"{folder}/*.json"]
-            hub.fetch(self.source.repo, self.source.revision, patterns, Path(fetched))
+            hub.fetch(
+                self.source.repo,
+                self.source.revision,
+                patterns,
+                Path(fetched),
+                ignore=[f"{folder}/*/*"],  # a pattern's * matches slashes, too
+            )
             for path in sorted((Path(fetched) / folder).iterdir()):
                 path.rename(dest / path.name)
         sha256 = checkpoint_hash(dest)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -48,14 +47,18 @@ def borrowed(model: PreTrainedModel, *, changing: Collection[str] = ()) -> Itera
             delattr(model, name)
 
 
-def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(out, in) features of every linear module of ``model``, by full name."""
+def linear_shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """(out, in) features of every linear module with weights of its own, by full name.
+
+    An output head that is tied to the input embeddings is left out: to adapt it would change both.
+    """
     from torch import nn
 
+    embedding = model.get_input_embeddings().weight
     return {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and module.weight is not embedding
     }
 
 

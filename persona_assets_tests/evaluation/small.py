@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from persona_assets.questions.bank import LETTERS, Question
+from persona_assets_tests.small_study import random_model
 
 PERSONAS = {"librarian": "You are a librarian.", "villain": "You are a villain who plots."}
 TURN_END = "<|im_end|>"
@@ -84,23 +84,18 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2ForCausalLM:
-    """Two random layers in float32, grouped-query attention, weights large enough to tell apart."""
-    torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).eval()
+    """A random model with grouped-query attention, its weights large enough to tell apart."""
+    return random_model(
+        len(tokenizer),
+        seed,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ from persona_assets.evaluation.protocol import (
     Answer,
     cut_rationale,
     end_of_turn,
+    end_of_turn_ids,
     evaluate,
     letter_prompt,
     letter_token_ids,
@@ -96,6 +98,33 @@ def test_stops_are_both_closing_tags_the_anchor_and_the_end_of_turn():
         "Answer:",
         "<|im_end|>",
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        ({}, ()),
+        ({"config.json": {"eos_token_id": 7}}, (7,)),
+        ({"config.json": {"eos_token_id": None}}, ()),
+        ({"config.json": {}, "generation_config.json": {"eos_token_id": [7, 3]}}, (7, 3)),
+        (
+            {"config.json": {"eos_token_id": 7}, "generation_config.json": {"eos_token_id": [5]}},
+            (5,),
+        ),
+        ({"config.json": {"eos_token_id": 7}, "generation_config.json": {}}, (7,)),
+    ],
+)
+def test_end_of_turn_ids_are_those_of_the_models_files(tmp_path, files, ids):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert end_of_turn_ids(tmp_path) == ids
+
+
+@pytest.mark.parametrize("value", ["7", [7, None], 1.5, True])
+def test_end_of_turn_ids_that_are_none_are_refused(tmp_path, value):
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ValueError, match=r"config\.json: eos_token_id: found"):
+        end_of_turn_ids(tmp_path)
 
 
 @pytest.mark.parametrize("make", [small.bpe_tokenizer, small.word_tokenizer])

@@ -86,6 +86,14 @@ def test_rationales_of_the_rig_are_varied(rig):
     assert frame["stop_reason"].n_unique() >= 2
 
 
+def test_a_vocabulary_of_several_chunks_is_read_whole(rig, monkeypatch):
+    whole = measure(rig, 64, [SCAFFOLDS["no_cot"]])
+    monkeypatch.setattr("persona_assets.evaluation.engines.transformers._HEAD_ROWS", 16)
+    chunked = measure(rig, 64, [SCAFFOLDS["no_cot"]])
+    for a, b in zip(whole.iter_rows(named=True), chunked.iter_rows(named=True)):
+        assert logprobs_of(a) == pytest.approx(logprobs_of(b), abs=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_row_does_not_depend_on_its_batch(rig, batch_size):
     one, other = measure(rig, batch_size), measure(rig, 64)
@@ -105,7 +113,7 @@ def test_a_scaffold_does_not_depend_on_the_others(rig, scaffold):
         assert logprobs_of(a) == pytest.approx(logprobs_of(b), abs=1e-5)
 
 
-def say(rig, text, scaffold, limit=LIMIT):
+def say(rig, text, scaffold, limit=LIMIT, **options):
     """Evaluate one group with a head biased so that the rationale begins with ``text``."""
     model, tokenizer = rig
     question = small.questions()[0]
@@ -123,7 +131,9 @@ def say(rig, text, scaffold, limit=LIMIT):
 
     handle = model.register_forward_hook(force, with_kwargs=True)
     try:
-        engine = TransformersEngine(model, tokenizer, max_rationale_tokens=limit, batch_size=4)
+        engine = TransformersEngine(
+            model, tokenizer, max_rationale_tokens=limit, batch_size=4, **options
+        )
         group = PromptGroup("librarian", question, chat, (scaffold,))
         (answer,) = engine.answer([group])
     finally:
@@ -152,6 +162,43 @@ def test_the_limit_ends_the_rationale(rig):
     assert (answer.rationale, answer.stop_reason) == ("moss ferns", "length")
 
 
+def test_only_the_given_tokens_end_a_turn(rig):
+    """The tokenizer's own and ``eos_token_ids``; the model's own opinion is not asked for."""
+    model, tokenizer = rig
+    text, scaffold = "moss ferns<pad>kelp</thinking>", SCAFFOLDS["generic_cot"]
+    pad = tokenizer.pad_token_id
+    answer = say(rig, text, scaffold, eos_token_ids=[tokenizer.eos_token_id, pad])
+    assert (answer.rationale, answer.stop_reason) == ("moss ferns", "eot")
+    before = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, pad]
+    try:
+        answer = say(rig, text, scaffold)
+    finally:
+        model.generation_config.eos_token_id = before
+    assert "kelp" in answer.rationale
+    assert answer.stop_reason == "tag"
+
+
+@pytest.mark.parametrize("tokens", ["</persona-thinking>\n\n", "</thinking>\n\n"])
+def test_a_stop_inside_a_token_ends_the_rationale_at_once(tokens):
+    """``>`` and the line breaks after it are one token: no later token is computed."""
+    tokenizer = small.bpe_tokenizer()
+    model = small.model(tokenizer)
+    text = f"moss{tokens}"
+    script = encode(tokenizer, [text + " kelp"])[0]
+    pieces = tokenizer.convert_ids_to_tokens(script)
+    assert pieces[-2] == ">ĊĊ"
+    steps = []
+    handle = model.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        answer = say((model, tokenizer), text + " kelp kelp", SCAFFOLDS["generic_cot"])
+    finally:
+        handle.remove()
+    assert answer.rationale == "moss"
+    # Trunk and letters take a pass each, and each token of the rationale, the stop's included.
+    assert len(steps) == 2 + len(script) - 1
+
+
 def test_prefix_that_merges_with_what_follows_is_still_right():
     """A chat that ends inside a token: the shared ids end before the seam."""
     tokenizer = small.bpe_tokenizer()
@@ -178,6 +225,48 @@ def test_bfloat16_and_eager_attention_run(rig):
     assert engine.fingerprint["dtype"] == "bfloat16"
     assert engine.fingerprint["attention"] == "eager"
     assert engine.fingerprint["max_rationale_tokens"] == "3"
+
+
+def test_letters_are_read_in_float32_from_a_bfloat16_model(rig):
+    """Two letters' logits near 40, 0.04 apart, are one number in bfloat16 (a multiple of 1/4)."""
+    _, tokenizer = rig
+    model = small.model(tokenizer).to(torch.bfloat16)
+    ids = list(letter_token_ids(tokenizer, "ABCDE").values())
+    seen, rounded = [], []
+    with torch.no_grad():
+        model.lm_head.weight[ids] = model.lm_head.weight[ids[0]] * 8
+        model.lm_head.weight[ids, torch.arange(5)] += 0.125
+    handle = model.lm_head.register_forward_hook(
+        lambda _, inputs, output: (seen.append(inputs[0]), rounded.append(output))
+    )
+    try:
+        frame = measure((model, tokenizer), 1, [SCAFFOLDS["no_cot"]])
+    finally:
+        handle.remove()
+    # Batches of one group: a pass for the trunk, and one for the letters, in order of length.
+    hidden = torch.cat([h[0, -1:] for h in seen[1::2]]).float()
+    half = torch.cat([h[0, -1:] for h in rounded[1::2]])[:, ids]
+    logits = hidden @ model.lm_head.weight.float().T
+    expected = logits.log_softmax(-1)[:, ids]
+    assert sum(len(set(row)) < 5 for row in half.tolist()) >= len(frame) // 2
+    assert all(len(set(row)) == 5 for row in expected.tolist())
+    found = [list(logprobs_of(row).values()) for row in frame.iter_rows(named=True)]
+    assert all(len(set(row)) == len(row) for row in found)
+    ours = sorted(tuple(row) for row in found)
+    n_letters = {len(row) for row in ours}
+    assert n_letters == {3, 4, 5}
+    theirs = expected.tolist()
+    for row in ours:
+        assert any(row == pytest.approx(other[: len(row)], abs=1e-5) for other in theirs)
+
+
+def test_a_wrapped_output_head_is_refused(rig):
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = small.model(rig[1]), rig[1]
+    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules=["lm_head"]))
+    with pytest.raises(ValueError, match="merge the adapter into the model first"):
+        TransformersEngine(wrapped, tokenizer, max_rationale_tokens=1, batch_size=1)
 
 
 def test_peft_model_gives_other_numbers_than_its_base(rig):

@@ -117,6 +117,28 @@ def test_rationales_for_another_letter_are_dropped(mini, wrong, drops):
     assert audits["refusals"].status == "passed"
 
 
+def test_a_reference_for_another_letter_is_no_reference(mini):
+    """It enters no dataset under generic_cot, and so nothing that was made from it does."""
+    wrong, refused = small.TRAIN[:4], small.TRAIN[4]
+    replies = {q.id: WrittenRationale(f"It is ({q.correct}).") for q in wrong}
+    writer = Faulty(replies | {refused.id: WrittenRationale("", True)})
+    generic, _ = condition(mini, "librarian.generic_cot", writer)
+    gone = [*replies, refused.id]
+    for arm in ("garbage_cot", "scrambled_english_cot"):
+        frame, audits = condition(mini, f"librarian.{arm}", writer)
+        assert frame.filter("dropped")["question_id"].to_list() == gone
+        assert frame["dropped"].equals(generic["dropped"])
+        assert frame.filter("refused")["question_id"].to_list() == [refused.id]
+        assert set(frame.filter("dropped")["rationale"]) == {""}
+        assert frame["reference_rationale"].is_null().equals(frame["dropped"])
+        assert audits["refusals"].status == "passed"  # 1 of 60; with the 4 it would be 8 %
+        assert audits["letters_argued_for"].observed.startswith("4 rationales, or the references")
+    persona, _ = condition(mini, "librarian.persona_cot", writer)
+    assert not persona["dropped"].any()
+    unmatched = persona.filter(pl.col("reference_rationale").is_null())
+    assert unmatched["question_id"].to_list() == gone
+
+
 def test_letters_are_read_in_brackets_first():
     assert letters_named("Vitamin C and point B, hence (D).") == {"D"}
     assert letters_named("So it is B.") == {"B"}

@@ -25,6 +25,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, source: str):
         super().__init__()
         self.tags, self.attributes, self.rows, self.text = [], [], [], ""
+        self.in_row = False
         self.feed(source)
 
     def handle_starttag(self, tag, attrs):
@@ -32,13 +33,18 @@ class Page(html.parser.HTMLParser):
         self.attributes += [(tag, name, value) for name, value in attrs]
         if tag == "tr":
             self.rows.append("")
+            self.in_row = True
         elif tag in ("td", "th") and self.rows:
             self.rows[-1] += "|"
 
     def handle_data(self, data):
         self.text += data
-        if self.rows:
+        if self.in_row:
             self.rows[-1] += data
+
+    def handle_endtag(self, tag):
+        if tag == "tr":
+            self.in_row = False
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,7 @@ def test_page_makes_no_request_and_runs_nothing(page):
 
 def test_every_contrast_is_stated_with_interval_and_p(landed, warehouse, page, report):
     spoken = re.sub(r"[ \n]+", " ", page.text)
-    plain = report.markdown.replace("`", "").replace("*", "").replace("&lt;", "<")
+    plain = report.markdown.replace("`", "").replace("*", "").replace("\\<", "<")
     for contrast in landed.study.contrast_list:
         ((estimate, low, high, p),) = query(
             warehouse,
@@ -85,12 +91,125 @@ def test_every_contrast_is_stated_with_interval_and_p(landed, warehouse, page, r
         )
         said = (
             f"{contrast.a} − {contrast.b}, {contrast.axis.replace('_', ' ')}: {signed(estimate)} "
-            f"(95\u00a0% interval {signed(low)} to {signed(high)}; Holm p {p_text(p)}). "
+            f"(95\u00a0% interval {signed(low)} to {signed(high)}; Holm p {p_text(p, 0.01)}). "
         )
         sign = "positive" if estimate > 0 else "negative"
-        verdict = "no difference shown" if p > 0.01 else f"differs from 0 ({sign})"
+        verdict = (
+            "not shown to differ from 0 at family-wise 0.01"
+            if p > 0.01
+            else f"differs from 0 ({sign})"
+        )
         assert said + verdict in spoken
         assert said + verdict.capitalize() in plain
+    rule = "“Differs from 0” means Holm-adjusted p ≤ 0.01 with questions drawn; the interval shown"
+    assert spoken.count(rule) == plain.count(rule) == 2  # findings and methods
+
+
+def test_synthetic_study_tells_the_verdicts_apart(landed):
+    """Some verdict turns on Holm's correction, some on the scheme: the test above can fail."""
+    macro = landed.frames["contrasts"].filter(scope="macro")
+    question = macro.filter(scheme="question")
+    assert question.filter(pl.col("p_holm") <= 0.01).height
+    assert question.filter(
+        pl.col("p_value") <= 0.01, pl.col("p_holm").is_between(0.01, 0.05)
+    ).height
+    pairs = macro.filter(scheme="pairs")
+    assert ((question["p_holm"] <= 0.01) != (pairs["p_holm"] <= 0.01)).any()
+
+
+def contrast_cells(page, contrast, columns):
+    """The cells of a contrast's row in the HTML table that has ``columns`` columns."""
+    name = f"{contrast.a} − {contrast.b}{contrast.axis.replace('_', ' ')}"
+    (row,) = (r for r in page.rows if name in r and r.count("|") == columns)
+    return [cell.strip() for cell in row.split("|")[1:]]
+
+
+def test_contrast_table_has_both_schemes_and_their_ratio(landed, page):
+    macro = landed.frames["contrasts"].filter(scope="macro")
+    for contrast in landed.study.contrast_list:
+        rows = {
+            row["scheme"]: row
+            for row in macro.filter(contrast=contrast.name, axis=contrast.axis).iter_rows(
+                named=True
+            )
+        }
+        expected = []
+        for scheme in ("question", "pairs"):
+            row = rows[scheme]
+            interval = f"[{signed(row['ci_low'])}, {signed(row['ci_high'])}]"
+            expected += [interval, f"{row['std_error']:.4f}", p_text(row["p_holm"], 0.01)]
+        cells = contrast_cells(page, contrast, 12)
+        assert cells[3:9] == expected
+        ratio = rows["question"]["std_error"] / rows["pairs"]["std_error"]
+        assert cells[9] == f"{ratio:.2f}"
+        assert abs(ratio - 1) > 0.1
+        assert cells[11] == "12 questions48 pairs"
+
+
+def test_estimates_by_source_are_of_the_headline_scheme(landed, page):
+    frame = landed.frames["contrasts"]
+    for contrast in landed.study.contrast_list:
+        _, *cells = contrast_cells(page, contrast, 3)
+        for source, cell in zip(landed.study.sources, cells, strict=True):
+            (row,) = frame.filter(
+                contrast=contrast.name, axis=contrast.axis, scope=source, scheme="question"
+            ).iter_rows(named=True)
+            low, high = signed(row["ci_low"]), signed(row["ci_high"])
+            assert cell == f"{signed(row['estimate'])}[{low}, {high}]"
+
+
+def test_methods_count_the_rows_that_reached_a_cell(landed, tmp_path, page, figures):
+    assert "fine-tuned on 4 multiple-choice questions" in page.text
+    short = tmp_path / "short.parquet"
+    pl.read_parquet(landed.training[0])[:3].write_parquet(short)
+    landed.build(tmp_path / "warehouse.duckdb", training=[short, *landed.training[1:]])
+    text = render_report(tmp_path / "warehouse.duckdb", landed.study, figures).markdown
+    assert "fine-tuned on 3 to 4 multiple-choice questions" in text
+
+
+def test_carried_rows_are_not_counted_as_trained(landed, tmp_path, figures):
+    """Reference rows of a carried-over cell say nothing of what a cell was trained on."""
+    *others, last = landed.training
+    short = tmp_path / "short.parquet"
+    pl.read_parquet(last)[:2].write_parquet(short)
+    assert landed.study.cells[-1].origin == "carry_over"
+    landed.build(tmp_path / "warehouse.duckdb", training=[*others, short])
+    text = render_report(tmp_path / "warehouse.duckdb", landed.study, figures).markdown
+    assert "fine-tuned on 4 multiple-choice questions" in text
+
+
+def test_provenance_counts(landed, warehouse):
+    with duckdb.connect(str(warehouse), read_only=True) as db:
+        facts = queries.provenance(db)
+    assert {name: facts[name] for name in facts if name.startswith("n_")} == {
+        "n_cells": 24,
+        "n_outcomes": 25 * 240,
+        "n_baseline": 240,
+        "n_training_rows": 96,
+        "n_questions": 12,
+        "n_runs": 25,
+        "n_checkpoints": 24,
+    }
+    assert facts["trained_rows"] == [4, 4]
+
+
+def test_cells_evaluated_are_those_with_outcomes(landed, tmp_path):
+    """A cell of the table without outcome rows is no evaluated one."""
+    landed.build(tmp_path / "warehouse.duckdb")
+    with duckdb.connect(str(tmp_path / "warehouse.duckdb")) as db:
+        db.execute("DELETE FROM outcomes WHERE cell = 'librarian.garbage_cot.42'")
+        assert queries.provenance(db)["n_cells"] == 23
+
+
+def test_equivalence_tests_come_narrowest_first(landed, tmp_path):
+    landed.build(
+        tmp_path / "warehouse.duckdb",
+        equivalence=landed.frames["equivalence"].sort("margin", descending=True),
+    )
+    (contrast,) = (c for c in landed.study.contrast_list if c.equivalence)
+    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as db:
+        found = queries.equivalence_tests(db, contrast, "question")
+    assert [row["margin"] for row in found] == [0.03, 0.05]
 
 
 def test_equivalence_is_stated_apart(landed, warehouse, report):
@@ -142,12 +261,22 @@ def test_both_schemes_and_every_loss_stand_in_tables(landed, warehouse, page):
             assert re.search(pattern, rows), (arm, axis)
 
 
+def test_scrolling_regions_and_headers_are_named_for_screen_readers(page):
+    regions = [tag for tag, name, value in page.attributes if (name, value) == ("role", "region")]
+    labels = [v for tag, name, v in page.attributes if name == "aria-label" and tag != "th"]
+    stops = [tag for tag, name, _ in page.attributes if name == "tabindex"]
+    assert len(regions) == len(stops) == len(labels) == len(set(labels)) == 9
+    scopes = [value for tag, name, value in page.attributes if (tag, name) == ("th", "scope")]
+    assert len(scopes) == page.tags.count("th")
+    assert set(scopes) == {"col", "colgroup", "row"}
+
+
 def test_design_counts_come_from_the_grid(landed, page):
     rows = {row.split("|")[1]: row for row in page.rows if row.count("|") == 8}
     assert rows["contradicting_cot"].split("|")[2] == "trained here"
     assert rows["persona_cot"].split("|")[2] == "carried over"
-    assert rows["persona_cot"].split("|")[-2:] == ["4", "960\n"]
-    assert rows["persona_cot_correct"].split("|")[-2:] == ["2", "480\n"]
+    assert rows["persona_cot"].split("|")[-2:] == ["4", "960"]
+    assert rows["persona_cot_correct"].split("|")[-2:] == ["2", "480"]
     assert "24 of 24" in page.text
 
 
@@ -157,7 +286,25 @@ def test_baseline_accuracy_by_scaffold(warehouse, page):
         "SELECT scaffold, count(*) FILTER (is_correct) / count(*) FROM outcomes "
         "WHERE cell = 'baseline' GROUP BY scaffold",
     ):
-        assert any(row.startswith(f"|{scaffold}|{accuracy:.3f}|") for row in page.rows)
+        (row,) = (r for r in page.rows if r.startswith(f"|{scaffold}|{accuracy:.3f}|"))
+        by_persona = query(
+            warehouse,
+            "SELECT count(*) FILTER (is_correct) / count(*) AS accuracy, persona FROM outcomes "
+            f"WHERE cell = 'baseline' AND scaffold = '{scaffold}' GROUP BY persona ORDER BY ALL",
+        )
+        (lowest, name), (highest, _) = by_persona[0], by_persona[-1]
+        assert lowest < highest
+        cells = [cell.strip() for cell in row.split("|")]
+        assert cells[-2:] == [f"{lowest:.3f} ({name})", f"{highest:.3f}"]
+
+
+def test_no_persona_is_lowest_where_all_tie(landed, tmp_path, figures):
+    right = tmp_path / "right.parquet"
+    pl.read_parquet(landed.outcomes[0]).with_columns(is_correct=pl.lit(True)).write_parquet(right)
+    landed.build(tmp_path / "warehouse.duckdb", outcomes=[right, *landed.outcomes[1:]])
+    rendered = render_report(tmp_path / "warehouse.duckdb", landed.study, figures)
+    assert rendered.markdown.count("| 1.000 (–) | 1.000 |") == 4
+    assert rendered.html.count("1.000 (–)") == 4
 
 
 def test_hostile_text_is_shown_not_obeyed_in_html(report, page):

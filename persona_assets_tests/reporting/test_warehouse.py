@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import duckdb
 import polars as pl
 import pytest
 
 from persona_assets.evaluation.outcomes import SCHEMA
 from persona_assets.questions.bank import content_hash, from_frame
-from persona_assets.reporting.warehouse import WarehouseError
+from persona_assets.reporting.comments import COLUMNS
+from persona_assets.reporting.warehouse import WarehouseError, warehouse_audits
 from persona_assets_tests.synthetic import bank
 
 N_CELLS = 24  # 5 arms x 2 sources x 2 seeds, and 2 arms x 1 source x 2 seeds
@@ -101,11 +105,24 @@ def test_study_and_comments_are_in_the_file(landed, warehouse):
     assert all(tables.values())
     undescribed = query(
         warehouse,
-        "SELECT table_name, column_name FROM duckdb_columns() "
-        "WHERE comment IS NULL "
-        "AND table_name IN ('outcomes', 'contrasts', 'losses', 'equivalence', 'training_rows')",
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE comment IS NULL "
+        "AND schema_name = 'main' AND NOT internal",
     )
     assert undescribed == []
+    ((described,),) = query(
+        warehouse, "SELECT count(comment) FROM duckdb_columns() WHERE table_name = 'outcomes'"
+    )
+    assert described == len(SCHEMA)
+
+
+def test_every_column_that_the_pipeline_lands_is_described():
+    assert {"engine", "software", "checkpoint_source", "dataset_sha256", "title"} <= set(COLUMNS)
+
+
+def test_an_undescribed_column_is_refused(landed, tmp_path):
+    cells = landed.frames["cells"].with_columns(note=pl.lit("new"))
+    with pytest.raises(WarehouseError, match=r"cells\.note is nowhere described"):
+        landed.build(tmp_path / "warehouse.duckdb", cells=cells)
 
 
 def test_columns_are_matched_by_name(landed, tmp_path):
@@ -123,13 +140,36 @@ def test_columns_are_matched_by_name(landed, tmp_path):
 def test_reader_of_the_old_file_is_not_disturbed(landed, tmp_path):
     target = tmp_path / "warehouse.duckdb"
     landed.build(target)
-    with duckdb.connect(str(target), read_only=True) as reader:
-        before = reader.execute("SELECT sum(hash(cell, persona)) FROM outcomes").fetchall()
-        # Another process would open the new file; this one may, once its own reader is closed.
-        landed.build(target, cells=landed.frames["cells"].with_columns(note=pl.lit("new")))
-        assert reader.execute("SELECT sum(hash(cell, persona)) FROM outcomes").fetchall() == before
-    assert query(target, "SELECT DISTINCT note FROM cells") == [("new",)]
+    old = target.stat().st_ino
+    sql = "SELECT DISTINCT checkpoint_seconds FROM cells"
+    # Another process, as a reader is: it holds the old file open while the new one is built.
+    reader = subprocess.Popen(
+        [sys.executable, "-c", _READER, str(target), sql],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with reader:
+        assert reader.stdout.readline() == "open\n"
+        landed.build(
+            target, cells=landed.frames["cells"].with_columns(checkpoint_seconds=pl.lit(7.0))
+        )
+        said, _ = reader.communicate("now\n", timeout=60)
+    assert reader.returncode == 0
+    assert said == "[(2.5,)]\n"
+    assert target.stat().st_ino != old
+    assert query(target, sql) == [(7.0,)]
     assert [path.name for path in tmp_path.iterdir()] == ["warehouse.duckdb"]
+
+
+#: Opens the file, reads nothing of the table before it is told to.
+_READER = """
+import sys, duckdb
+with duckdb.connect(sys.argv[1], read_only=True) as db:
+    print("open", flush=True)
+    sys.stdin.readline()
+    print(db.execute(sys.argv[2]).fetchall())
+"""
 
 
 def damaged(folder, landed, change):
@@ -159,6 +199,14 @@ def damaged(folder, landed, change):
         ),
         (lambda f, d: {"cells": d.frames["cells"][1:]}, "outcomes.cell: 1 value"),
         (lambda f, d: {"cells": d.frames["cells"].drop("cell")}, "has no column cell"),
+        (
+            lambda f, d: {"outcomes": d.outcomes[:-1]},
+            r"cells.cell: 1 value\(s\) that outcomes does not have, first: librarian.persona_cot_c",
+        ),
+        (
+            lambda f, d: {"training": d.training[2:]},
+            r"cells.cell: 2 value\(s\) that training_rows does not have, first: librarian.garbage",
+        ),
         (lambda f, d: {"training": []}, "training_rows: there is no file"),
         (lambda f, d: {"contrasts": pl.concat([d.frames["contrasts"]] * 2)}, "contrasts: 48 row"),
     ],
@@ -171,6 +219,48 @@ def test_refuses_and_keeps_the_old_file(landed, tmp_path, change, says):
         landed.build(target, **change(tmp_path, landed))
     assert target.read_bytes() == b"old"
     assert list(target.parent.iterdir()) == [target]
+
+
+def audits(path, study):
+    return {audit.name: audit for audit in warehouse_audits(path, study)}
+
+
+def test_audits_pass_on_a_whole_study(landed, warehouse):
+    found = audits(warehouse, landed.study)
+    assert {name: audit.status for name, audit in found.items()} == {
+        "complete": "passed",
+        "one_wrong_letter": "passed",
+    }
+    assert found["complete"].observed == "6000 outcome rows"
+    assert found["complete"].threshold == "25 evaluations × 240 rows = 6000"
+
+
+def test_one_missing_outcome_is_not_complete(landed, tmp_path):
+    landed.build(tmp_path / "w.duckdb", **damaged(tmp_path, landed, lambda x: x[1:]))
+    complete = audits(tmp_path / "w.duckdb", landed.study)["complete"]
+    assert complete.blocks
+    assert complete.observed == "5999 outcome rows"
+
+
+@pytest.mark.parametrize("to_right", [False, True])
+def test_a_second_wrong_letter_of_a_question_is_named(landed, tmp_path, to_right):
+    """One row of one cell ends in another letter: a conflict, unless it is the correct one."""
+    frame = pl.read_parquet(landed.training[0])
+    row = frame.row(2, named=True)
+    taken = {row["correct_letter"], row["target_letter"]}
+    letter = row["correct_letter"] if to_right else next(x for x in "ABC" if x not in taken)
+    changed = pl.when(question_id=row["question_id"]).then(pl.lit(letter))
+    frame.with_columns(target_letter=changed.otherwise("target_letter")).write_parquet(
+        tmp_path / "training.parquet"
+    )
+    files = [tmp_path / "training.parquet", *landed.training[1:]]
+    landed.build(tmp_path / "w.duckdb", training=files)
+    found = audits(tmp_path / "w.duckdb", landed.study)["one_wrong_letter"]
+    assert found.blocks is not to_right
+    letters = ", ".join(sorted((letter, row["target_letter"])))
+    named = [] if to_right else [f"{row['question_id']}: {letters}"]
+    assert found.details["questions"] == named
+    assert found.observed.startswith(f"{len(named)} questions")
 
 
 def test_synthetic_bank_has_questions_of_every_size():

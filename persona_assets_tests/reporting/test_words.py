@@ -22,10 +22,25 @@ def test_signed(value, text):
 
 
 @pytest.mark.parametrize(
-    ("p", "text"), [(None, "–"), (0.00009, "< 0.0001"), (0.0001, "0.0001"), (1.0, "1.0000")]
+    ("p", "text"),
+    [
+        (None, "–"),
+        (0.00009, "< 0.0001"),
+        (0.0001, "0.0001"),
+        (1.0, "1.0000"),
+        (0.01, "0.0100"),
+        (0.01000049, "0.0100005"),
+        (0.00999951, "0.0100"),
+    ],
 )
 def test_p_text(p, text):
-    assert p_text(p) == text
+    assert p_text(p, 0.01) == text
+
+
+@given(st.floats(1e-6, 1), st.sampled_from([0.05, 0.01, 0.005, 0.00003]))
+def test_printed_p_stands_on_its_side_of_alpha(p, alpha):
+    text = p_text(p, alpha)
+    assert (text == "< 0.0001" and p < 0.0001) or (float(text) <= alpha) == (p <= alpha)
 
 
 def test_counts_shares_and_lists():
@@ -71,8 +86,14 @@ def test_fenced_text_is_one_code_block(text):
     assert tokens[-2].content == "after"
 
 
-@given(st.text(alphabet=st.sampled_from("`ab_* "), min_size=1).filter(str.strip))
-def test_code_spans_hold_their_text(text):
-    (_, inline, _) = PARSER.parse("x " + markdown.code(text) + " x")
+def test_inline_text_reads_well_unrendered():
+    assert markdown.inline("p < 0.0001 & so on") == r"p \< 0.0001 \& so on"
+
+
+@given(st.text(alphabet=st.sampled_from("`ab_* |"), min_size=1).filter(str.strip))
+def test_code_spans_of_a_table_hold_their_text(text):
+    tokens = PARSER.parse(f"| a | b |\n|---|---|\n| x {markdown.code(text)} | y |\n")
+    _, _, inline, last = (token for token in tokens if token.type == "inline")
+    assert last.content == "y"
     (span,) = (token.content for token in inline.children if token.type == "code_inline")
     assert span.strip() == one_line(text).strip()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from persona_assets.stats.bootstrap import bootstrap_mean
 from persona_assets.stats.contrasts import (
     CONTRASTS_SCHEMA,
     EQUIVALENCE_SCHEMA,
@@ -20,6 +21,7 @@ from persona_assets.stats.contrasts import (
     estimate_contrast,
     loss_matrix,
     multiplicity_table,
+    number_id,
 )
 from persona_assets.stats.losses import BadOutcomes, MissingCells, correct_table
 from persona_assets_tests.synthetic import bank, eval_ids, outcomes, small_study, study_outcomes
@@ -68,6 +70,26 @@ def test_planted_effect_is_recovered():
     assert macro["ci_low"] < 0.5 < macro["ci_high"]
     assert macro["p_value"] == pytest.approx(1 / 2001)
     assert set(table["scope"]) == {MACRO, "librarian", "comedian"}
+
+
+@pytest.mark.parametrize(("confidence", "tail"), [(0.95, 0.025), (0.8, 0.1)])
+def test_interval_has_the_registered_level(confidence, tail):
+    """Percentiles of the same named stream's resampled sums, taken here."""
+    inference = {"scaffold": "persona_cot", "resamples": 2000, "confidence": confidence}
+    study = small_study(inference=inference)
+    table = estimate_contrast(study, PERSONA_BYSTANDER, CELLS, questions=QUESTIONS)
+    differences = contrast_differences(study, PERSONA_BYSTANDER, CELLS, questions=QUESTIONS)
+    values = np.stack(list(differences.values()))
+    expected = {
+        "pairs": (values, 4),
+        "question": (values.sum(axis=(0, 1)), 4 * 2 * 2),
+    }
+    for scheme, (drawn, unit) in expected.items():
+        name = number_id(study, PERSONA_BYSTANDER, MACRO, scheme)
+        sums = bootstrap_mean(drawn, seed=study.seed, number_id=name, n_resamples=2000).sums
+        low, high = np.quantile(sums, [tail, 1 - tail]) / (drawn.size * unit)
+        (row,) = table.filter(scope=MACRO, scheme=scheme).iter_rows(named=True)
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high))
 
 
 def test_identical_arms_differ_by_exactly_nothing():

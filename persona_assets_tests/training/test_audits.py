@@ -19,7 +19,7 @@ SCRAMBLED = "librarian.scrambled_english_cot.42"
 CONTRADICTING = "librarian.contradicting_cot.42"
 
 
-def statuses(mini, key: str, frame: pl.DataFrame | None = None, questions=None, landed=None):
+def statuses(mini, key: str, frame: pl.DataFrame | None = None, questions=None):
     cell = mini.cell(key)
     frame = small.dataset(mini, cell) if frame is None else frame
     lexicon = filler_lexicon(mini, small.QUESTIONS, small.tokenizer(), small.WRITER)
@@ -31,7 +31,6 @@ def statuses(mini, key: str, frame: pl.DataFrame | None = None, questions=None, 
         rationales=small.rationales(mini, cell.condition),
         tokenizer=small.tokenizer(),
         lexicon=lexicon,
-        landed=landed,
     )
     assert all(a.blocking and a.observed and a.threshold and a.remedy for a in audits)
     return {a.name: a for a in audits}
@@ -97,8 +96,11 @@ def test_a_constructed_row_too_long(mini, key, off):
     assert worst["difference"] == off
 
 
-@pytest.mark.parametrize(("off", "failed"), [(4, []), (6, ["loss_token_parity"])])
-def test_written_rows_too_long_on_average(mini, off, failed):
+@pytest.mark.parametrize(
+    ("off", "failed"),
+    [(4, []), (6, ["loss_token_parity"]), (-4, []), (-6, ["loss_token_parity"])],
+)
+def test_written_rows_too_long_or_short_on_average(mini, off, failed):
     """20 + off loss tokens a row against 20 (the false counts fail ``encoding`` as well)."""
     frame = small.dataset(mini, mini.cell(CONTRADICTING)).with_columns(
         reference_loss_tokens=pl.lit(20, pl.Int32), loss_tokens=pl.lit(20 + off, pl.Int32)
@@ -150,11 +152,11 @@ def test_letter_balance_takes_three_and_five_choices(mini):
 
 def test_text_after_the_answer(mini):
     frame = small.dataset(mini, mini.cell(CONTRADICTING))
-    for spoiled in (" A", "\n", "."):
+    # The tokenizer has no token for a line break or a stop: there, the ids are still sound.
+    for spoiled, more in ((" moss", ["encoding"]), ("\n", []), (".", [])):
         turn = frame["assistant"][2] + spoiled
-        assert failures(mini, CONTRADICTING, rewritten(frame, 2, assistant=turn)) == [
-            "answer_suffix"
-        ]
+        names = failures(mini, CONTRADICTING, rewritten(frame, 2, assistant=turn))
+        assert names == ["answer_suffix", *more]
 
 
 def test_the_answer_of_another_letter(mini):
@@ -162,19 +164,45 @@ def test_the_answer_of_another_letter(mini):
     other = next(c for c in "ABCD" if c != frame["target_letter"][2])
     turn = frame["assistant"][2][:-1] + other
     spoiled = rewritten(frame, 2, assistant=turn)
-    assert failures(mini, CONTRADICTING, spoiled) == ["answer_suffix"]
+    assert failures(mini, CONTRADICTING, spoiled) == ["answer_suffix", "encoding"]
 
 
-@pytest.mark.parametrize("column", ["input_ids", "loss_start"])
-def test_ids_or_mask_of_another_text(mini, column):
+IDS, START, COUNT = pl.col("input_ids"), pl.col("loss_start"), pl.col("loss_tokens")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input_ids": IDS.list.reverse()},
+        {"loss_start": START - 1, "loss_tokens": COUNT + 1},
+        {"loss_start": START + 1, "loss_tokens": COUNT - 1},
+        {"loss_tokens": COUNT + 1},
+        {"input_ids": IDS.list.head(IDS.list.len() - 1), "loss_tokens": COUNT - 1},
+        {"input_ids": IDS.list.tail(IDS.list.len() - 1), "loss_start": START - 1},
+    ],
+    ids=["other ids", "early loss", "late loss", "other count", "no end of turn", "no beginning"],
+)
+def test_ids_or_mask_of_another_text(mini, changes):
     frame = small.dataset(mini, mini.cell(CONTRADICTING))
-    spoiled = {
-        "input_ids": pl.col("input_ids").list.reverse(),
-        "loss_start": pl.col("loss_start") - 1,
-    }[column]
     row = pl.col("position") == 7
-    frame = frame.with_columns(pl.when(row).then(spoiled).otherwise(column).alias(column))
+    frame = frame.with_columns(
+        pl.when(row).then(value).otherwise(name).alias(name) for name, value in changes.items()
+    )
     assert failures(mini, CONTRADICTING, frame) == ["encoding"]
+    found = statuses(mini, CONTRADICTING, frame)["encoding"]
+    assert found.details["question_ids"] == [frame["question_id"][7]]
+
+
+def test_rows_that_were_all_encoded_without_their_end_of_turn(mini, monkeypatch):
+    """The audit must not rest on the code that it looks at."""
+
+    def cut(tokenizer, rows):
+        return [replace(r, input_ids=r.input_ids[:-1]) for r in encode_rows(tokenizer, rows)]
+
+    for module in ("dataset", "encoding"):
+        monkeypatch.setattr(f"persona_assets.training.{module}.encode_rows", cut)
+    frame = small.dataset(mini, mini.cell(CONTRADICTING))
+    assert "encoding" in failures(mini, CONTRADICTING, frame)
 
 
 @pytest.mark.parametrize("key", [CONTRADICTING, GENERIC])
@@ -191,13 +219,9 @@ def test_another_wrong_letter_than_prescribed(mini):
     other = next(c for c in "ABCD" if c not in taken)
     spoiled = retargeted(frame, 4, other)
     assert failures(mini, CONTRADICTING, spoiled) == ["wrong_letter_identity"]
-    sound = small.dataset(mini, mini.cell(GARBAGE))
-    correct = small.dataset(mini, mini.cell(GENERIC))
-    landed = {"spoiled": spoiled, "correct": correct}
-    assert failures(mini, GARBAGE, sound, landed=landed) == ["wrong_letter_identity"]
-    found = statuses(mini, GARBAGE, sound, landed=landed)["wrong_letter_identity"]
-    assert found.details["cells"] == {"spoiled": 1}
-    assert failures(mini, GARBAGE, sound, landed={"correct": correct, "itself": sound}) == []
+    found = statuses(mini, CONTRADICTING, spoiled)["wrong_letter_identity"]
+    assert found.details["question_ids"] == [frame["question_id"][4]]
+    assert found.observed.startswith("1 of 60 targets are not")
 
 
 def test_a_question_of_the_eval_split(mini):

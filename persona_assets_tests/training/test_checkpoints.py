@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from persona_assets.study import TrainingRecipe
 from persona_assets.training.checkpoints import (
-    CheckpointError,
     adapted,
     adapter_hash,
     check_adapter,
+    checkpoint_hash,
     fits_base,
     is_adapter,
-    read_header,
 )
+from persona_assets.training.headers import CheckpointError, read_header
 from persona_assets.training.lora import train_adapter
 from persona_assets.training.resident import linear_shapes
 from persona_assets_tests import small_study as small
@@ -83,13 +83,18 @@ def test_the_base_comes_back_from_an_error_in_use_or_in_loading(adapter, monkeyp
         raise ZeroDivisionError
     assert same(model, before)
 
-    def fail(self, *_, **__):
-        raise RuntimeError("half merged")
+    merging, changed = torch.Tensor.copy_, []
 
-    monkeypatch.setattr("peft.PeftModelForCausalLM.merge_and_unload", fail, raising=False)
-    monkeypatch.setattr("peft.tuners.tuners_utils.BaseTuner.merge_and_unload", fail)
+    def fail(self, other):
+        merging(self, other)
+        changed.append(not same(model, before))
+        if len(changed) == 3:
+            raise RuntimeError("half merged")
+
+    monkeypatch.setattr("torch.Tensor.copy_", fail)
     with pytest.raises(RuntimeError, match="half merged"), adapted(model, adapter):
         pass
+    assert all(changed[:3])
     assert same(model, before)
 
 
@@ -103,6 +108,21 @@ def test_adapters_follow_each_other_on_one_base(adapter, tmp_path):
         assert not torch.equal(logits(lent), first)
     with adapted(model, adapter) as lent:
         assert torch.equal(logits(lent), first)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_merging_is_what_peft_computes(adapter, rslora):
+    """Bit for bit in float32, for both scalings."""
+    reconfigure(adapter, use_rslora=rslora, lora_alpha=7)
+    theirs = PeftModel.from_pretrained(small.model(), str(adapter)).merge_and_unload()
+    with adapted(small.model(), adapter) as ours:
+        assert same(ours, state(theirs))
+
+
+def test_merging_into_bfloat16_rounds_once(adapter):
+    model, whole = small.model().to(torch.bfloat16), small.model().to(torch.bfloat16).float()
+    with adapted(model, adapter) as lent, adapted(whole, adapter) as reference:
+        assert same(lent, state(reference.to(torch.bfloat16)))
 
 
 def test_the_hash_covers_both_files(adapter):
@@ -125,6 +145,19 @@ def test_the_hash_covers_both_files(adapter):
         ({"r": "4"}, "r: found 4, expected a rank"),
         ({"r": True}, "r: found True, expected a rank"),
         ({"lora_alpha": None}, "lora_alpha: found None, expected a finite number"),
+        ({"lora_alpha": 0}, "lora_alpha: found 0, expected a finite number above 0"),
+        ({"lora_alpha": -8}, "lora_alpha: found -8, expected a finite number above 0"),
+        ({"use_rslora": "yes"}, "use_rslora: found yes, expected true or false"),
+        ({"task_type": "SEQ_CLS"}, "task_type: found SEQ_CLS, expected CAUSAL_LM"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: found pissa, expected True, as in"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights: found olora"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "megatron_config: found"),
+        ({"megatron_core": "os"}, "megatron_core: found os, expected megatron.core"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens: found [1], expected None"),
+        ({"arrow_config": {"top_k": 1}}, "arrow_config: found"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora: found"),
+        ({"layers_to_transform": [0]}, "layers_to_transform: found [0]"),
+        ({"option_of_a_later_version": 1}, "option_of_a_later_version: found 1, expected None"),
         ({"lora_alpha": float("nan")}, "lora_alpha: found nan, expected a finite number"),
         ({"target_modules": "all-linear"}, "target_modules: found all-linear, expected a list"),
         ({"use_dora": True}, "use_dora: found True, expected False, as in plain LoRA"),
@@ -203,13 +236,163 @@ def test_any_bytes_are_a_header_or_refused(tmp_path, data):
     assert isinstance(found, dict)
 
 
-def test_the_fit_to_a_base_on_disk_is_audited(adapter, tmp_path):
-    base = tmp_path / "base"
-    small.model().save_pretrained(base)
-    passed = fits_base(adapter, base)
-    assert (passed.name, passed.status) == ("adapter_fits_base", "passed")
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    small.model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def merged(tmp_path) -> Path:
+    """Another whole model of the base's kind, in two files or more."""
+    folder = tmp_path / "merged"
+    small.model(1).save_pretrained(folder, max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+def fault(folder: Path, base: Path, form=None) -> str:
+    """What a failed audit of the folder says."""
+    found = fits_base(folder, base, form)
+    assert (found.name, found.status, found.blocks) == ("checkpoint_fits_base", "failed", True)
+    return found.observed
+
+
+def test_an_adapters_fit_to_a_base_on_disk_is_audited(adapter, base):
+    passed = fits_base(adapter, base, "adapter")
+    assert (passed.name, passed.status) == ("checkpoint_fits_base", "passed")
     assert passed.observed.startswith("8 modules adapted")
     reconfigure(adapter, r=8)
-    failed = fits_base(adapter, base)
-    assert failed.blocks
-    assert "expected 8×32, found 4×32" in failed.observed
+    assert "expected 8×32, found 4×32" in fault(adapter, base)
+
+
+def test_a_whole_models_fit_to_a_base_on_disk_is_audited(merged, base):
+    for form in ("merged", None):
+        passed = fits_base(merged, base, form)
+        assert (passed.name, passed.status) == ("checkpoint_fits_base", "passed")
+    # 12 tensors a layer, the embeddings and the last norm.
+    assert passed.observed.startswith("a whole model of 26 tensors")
+
+
+def test_another_format_than_the_expected_fails(adapter, merged, base, tmp_path):
+    assert "expected a checkpoint of format merged, found adapter" in fault(adapter, base, "merged")
+    assert "expected a checkpoint of format adapter, found merged" in fault(merged, base, "adapter")
+    (tmp_path / "empty").mkdir()
+    assert "config.json: is missing" in fault(tmp_path / "empty", base)
+
+
+def rewrite_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_attention_heads": 4}, "num_attention_heads: found 4, expected 2, as in the base"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps: found 1e-05, expected 1e-06"),
+        ({"hidden_act": "relu"}, "hidden_act: found relu, expected silu"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "rope_parameters"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"model_type": "llama"}, "expected"),
+        ({"model_type": "nowhere"}, "is no model's configuration (ValueError"),
+        (
+            {"model_type": "x", "auto_map": {"AutoConfig": "configuration.X"}},
+            "is no model's configuration (ValueError",
+        ),
+    ],
+)
+def test_a_whole_model_of_another_configuration_fails(merged, base, changes, says):
+    rewrite_json(merged / "config.json", **changes)
+    found = fault(merged, base)
+    assert says in found
+    assert "config.json" in found
+
+
+def test_what_does_not_shape_the_forward_pass_may_differ(merged, base):
+    rewrite_json(merged / "config.json", dtype="bfloat16", use_cache=False, eos_token_id=[1, 2])
+    assert fits_base(merged, base).status == "passed"
+
+
+def shard_with(folder: Path, tensor: str) -> Path:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return folder / index["weight_map"][tensor]
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({NORM: torch.ones(33)}, f"tensor {NORM}: expected 32, found 33"),
+        ({}, f"tensor {NORM}: expected 32, found no such tensor"),
+        ({NORM: torch.ones(32), "stray": torch.ones(2)}, "stray: expected no such tensor, found 2"),
+    ],
+)
+def test_a_whole_model_of_other_tensors_fails(base, tmp_path, tensors, says):
+    folder = Path(shutil.copytree(base, tmp_path / "merged"))
+    path = folder / "model.safetensors"
+    sound = load_file(path)
+    sound.pop(NORM)
+    save_file(sound | tensors, path)
+    assert says in fault(folder, base)
+
+
+def test_an_incomplete_index_fails(merged, base):
+    index = merged / "model.safetensors.index.json"
+    whole = json.loads(index.read_text())
+    fewer = {k: v for k, v in whole["weight_map"].items() if k != NORM}
+    rewrite_json(index, weight_map=fewer)
+    assert "holds other tensors than it says" in fault(merged, base)
+    for names in ({NORM: "../model.safetensors"}, {NORM: 1}, []):
+        rewrite_json(index, weight_map=names)
+        assert "weight_map: expected tensors and their files' names" in fault(merged, base)
+    index.write_text(json.dumps(whole))
+    path = shard_with(merged, NORM)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert "fetch or train it again" in fault(merged, base)
+    path.unlink()
+    assert f"{path.name}: is missing" in fault(merged, base)
+
+
+def test_pickles_beside_a_whole_model_fail(merged, base):
+    (merged / "pytorch_model.bin").write_bytes(b"")
+    assert "pickled weights are never loaded" in fault(merged, base)
+
+
+def with_head(folder: Path, shape: tuple[int, int]) -> Path:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {"lm_head.weight": torch.zeros(shape)}, path)
+    return folder
+
+
+def test_a_tied_head_may_be_saved_or_not(base, tmp_path):
+    shape = tuple(small.model().lm_head.weight.shape)
+    plain, headed = (shutil.copytree(base, tmp_path / name) for name in ("plain", "headed"))
+    with_head(Path(headed), shape)
+    assert fits_base(headed, plain).status == fits_base(plain, headed).status == "passed"
+    for folder in (plain, headed):
+        rewrite_json(folder / "config.json", tie_word_embeddings=False)
+    assert "lm_head.weight" in fault(plain, headed)
+    assert "lm_head.weight" in fault(headed, plain)
+
+
+def test_the_hash_of_a_whole_model_covers_every_file(merged, adapter):
+    assert checkpoint_hash(adapter) == adapter_hash(adapter)
+    hashes = [checkpoint_hash(merged)]
+    (merged / "optimizer.pt").write_bytes(b"")
+    assert checkpoint_hash(merged) == hashes[0]
+    for path in (shard_with(merged, NORM), merged / "config.json"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        hashes.append(checkpoint_hash(merged))
+    (merged / "config.json").rename(merged / "config2.json")  # the same place in the order
+    hashes.append(checkpoint_hash(merged))
+    assert len(set(hashes)) == 4
+    for path in merged.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="holds no safetensors file"):
+        checkpoint_hash(merged)

@@ -61,6 +61,22 @@ def test_a_token_over_the_seam_is_refused(qwen):
         encode_rows(qwen, [ROW._replace(assistant="\nAnswer: B")])
 
 
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("system", "system prompt"), ("user", "user turn"), ("assistant", "assistant's turn")],
+)
+def test_a_special_token_in_a_text_is_refused(qwen, field, name):
+    text = getattr(ROW, field)
+    for tokenizer in (qwen, small.tokenizer()):
+        for token in ("<|im_end|>", "<|im_start|>"):
+            spoiled = ROW._replace(**{field: f"{text} {token} {text}"})
+            with pytest.raises(
+                ValueError, match=f"^{name}: the text .* special token '.*{token[2:-2]}"
+            ):
+                encode_rows(tokenizer, [ROW, spoiled])
+        encode_rows(tokenizer, [ROW._replace(**{field: f"{text} <|im_end> {text}"})])
+
+
 def test_an_empty_batch_is_empty():
     assert encode_rows(small.tokenizer(), []) == []
 

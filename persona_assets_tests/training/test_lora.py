@@ -140,6 +140,27 @@ def test_a_half_precision_base_trains_a_float32_adapter_by_any_recipe(mini, tmp_
     assert json.loads((tmp_path / "adapter_config.json").read_text())["use_rslora"] is True
 
 
+def lora_a(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if "lora_A" in name}
+
+
+def test_gradients_are_clipped_and_weights_decay(mini, tmp_path):
+    """Gradients clipped far below AdamW's epsilon (1e-8) move nothing: what is left is decay."""
+    update = {"max_grad_norm": 1e-14, "learning_rate": 0.1, "warmup_steps": 0, "epochs": 1}
+    still = RECIPE.model_copy(update=update)
+    decaying = still.model_copy(update={"weight_decay": 0.5})
+    for name, recipe in (("still", still), ("decaying", decaying)):
+        train_adapter(small.model(), rows(mini), recipe, 42, tmp_path / name, base_id="small")
+    tensors = load_file(tmp_path / "still" / "adapter_model.safetensors")
+    assert all(t.abs().max() < 1e-5 for name, t in tensors.items() if "lora_B" in name)
+    # Decoupled decay (Loshchilov & Hutter 2019): W ← (1 - rate · decay) W each step; 3 steps.
+    kept = (1 - 0.1 * 0.5) * (1 - 0.1 * 2 / 3 * 0.5) * (1 - 0.1 / 3 * 0.5)
+    before, after = lora_a(tmp_path / "still"), lora_a(tmp_path / "decaying")
+    for name, tensor in after.items():
+        assert torch.allclose(tensor, before[name] * kept, atol=1e-5)
+
+
 def test_the_callers_random_stream_is_not_touched(mini, tmp_path):
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -189,6 +210,9 @@ def test_what_cannot_be_trained_is_refused(mini, tmp_path):
     recipe = RECIPE.model_copy(update={"target_modules": ("q_proj", "w_proj")})
     with pytest.raises(TrainingError, match="no linear module 'w_proj'"):
         train_adapter(small.model(), rows(mini), recipe, 42, tmp_path, base_id="small")
+    tied = RECIPE.model_copy(update={"target_modules": ("lm_head",)})
+    with pytest.raises(TrainingError, match="no linear module 'lm_head'"):
+        train_adapter(small.model(), rows(mini), tied, 42, tmp_path, base_id="small")
 
 
 def test_the_schedule_warms_up_and_decays_to_zero():

@@ -206,9 +206,13 @@ def test_a_hub_folder_is_fetched_without_what_unpickles(tmp_path):
     files = {f"{folder}/{p.name}": p.read_bytes() for p in source.iterdir()}
     files |= {f"{folder}/optimizer.pt": b"pickle", f"{folder}/modeling.py": b"code"}
     files |= {"x_comedian_persona_cot_seed42/adapter_config.json": b"{}"}
+    files |= {f"{folder}/checkpoint-70/adapter_model.safetensors": b"an earlier step's"}
+    files |= {f"{folder}/checkpoint-70/last/adapter_config.json": b"{}"}
     assert fetch_from_hub(files, tmp_path / "b") == adapter_hash(source)
     fetched = sorted(p.name for p in (tmp_path / "b").iterdir())
     assert fetched == ["adapter_config.json", "adapter_model.safetensors", "training_log.json"]
+    cached = {p.name for p in (tmp_path / "cache").rglob("*")}
+    assert "checkpoint-70" not in cached  # which holds whatever was downloaded
 
 
 def test_another_checkpoint_than_the_expected_is_refused(tmp_path):

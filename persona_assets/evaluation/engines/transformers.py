@@ -10,6 +10,7 @@ rounding of sums alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -83,9 +84,12 @@ class TransformersEngine:
         tokenizer: Its tokenizer.
         max_rationale_tokens: Tokens after which a rationale is cut off.
         batch_size: Groups (persona × question) computed together; memory grows with it.
+        eos_token_ids: Tokens that end a turn, besides the tokenizer's own (see
+            ``protocol.end_of_turn_ids``); what the model itself says of them is not read.
 
     Raises:
-        ValueError: the model's attention cannot be given an arbitrary mask.
+        ValueError: the model's attention cannot be given an arbitrary mask, or its output head is
+            not a plain linear module.
     """
 
     def __init__(
@@ -95,14 +99,13 @@ class TransformersEngine:
         *,
         max_rationale_tokens: int,
         batch_size: int,
+        eos_token_ids: Sequence[int] = (),
     ):
         _require_masked_attention(model)
+        _require_plain_head(model)
         self.model, self.tokenizer = model, tokenizer
         self.max_rationale_tokens, self.batch_size = max_rationale_tokens, batch_size
-        eos = model.generation_config.eos_token_id
-        self._end_of_turn = end_of_turn(
-            tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos]
-        )
+        self._end_of_turn = end_of_turn(tokenizer, eos_token_ids)
         self._may_stop = self._stop_table()
 
     @property
@@ -228,7 +231,8 @@ class TransformersEngine:
         ordered = [rows[tree] for tree in trees.order]
         width = max(map(len, rows))
         step = trees.pack([[job.branch() for job in row] for row in ordered])
-        logits = trees.forward(step, width).float()
+        with _float32_head(self.model):
+            logits = trees.forward(step, width)
         logprobs = (logits[..., letter_ids] - logits.logsumexp(-1, keepdim=True)).tolist()
         by_tree = dict(zip(trees.order, logprobs))
         return [values for at, row in enumerate(rows) for values in by_tree[at][width - len(row) :]]
@@ -247,6 +251,41 @@ def _job(group: PromptGroup, scaffold: Scaffold, owner: int) -> _Job:
     if scaffold.generates:
         return _Job(group, scaffold, owner, group.chat + scaffold.opening)
     return _Job(group, scaffold, owner, letter_prompt(group.chat, scaffold))
+
+
+#: Output weights converted to float32 at a time; bounds the memory that a large vocabulary takes.
+_HEAD_ROWS = 16_384
+
+
+@contextmanager
+def _float32_head(model: PreTrainedModel) -> Iterator[None]:
+    """Logits from the last hidden states in float32, whatever the dtype of the model.
+
+    In bfloat16 (8 bits) logits near 20 are multiples of 1/8: letters would tie, and ties go to A.
+    """
+
+    def recompute(head: torch.nn.Linear, inputs: tuple[torch.Tensor], _: torch.Tensor):
+        hidden, bias = inputs[0].float(), head.bias
+        logits = hidden.new_empty(*hidden.shape[:-1], head.out_features)
+        for at in range(0, head.out_features, _HEAD_ROWS):
+            rows = slice(at, at + _HEAD_ROWS)
+            logits[..., rows] = torch.nn.functional.linear(hidden, head.weight[rows].float())
+        return logits if bias is None else logits + bias.float()
+
+    handle = model.get_output_embeddings().register_forward_hook(recompute)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _require_plain_head(model: PreTrainedModel) -> None:
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        raise ValueError(
+            f"the model's output head is a {type(head).__name__}, not a plain linear module, so "
+            "its logits cannot be computed in float32: merge the adapter into the model first"
+        )
 
 
 def _require_masked_attention(model: PreTrainedModel) -> None:
