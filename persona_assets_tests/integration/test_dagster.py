@@ -155,16 +155,15 @@ def webserver(own_project):
         server.stop()
 
 
-def test_a_single_cell_materializes_from_the_ui(own_project, webserver):
-    """What the UI's button sends: a launch of the cell job for one partition, through the queue."""
-    for asset in ("training_dataset", "checkpoint", "cell_outcomes"):
-        (own_project.store.folder(Ref(asset, CELL)) / "manifest.json").unlink()
+def launch(webserver: Webserver, job: str, key: str | None, *assets: str) -> tuple[str, str]:
+    """What the UI's button sends; waits for the run, which goes through the queue."""
     selector = {
         "repositoryLocationName": "tiny",
         "repositoryName": "__repository__",
-        "pipelineName": "cell",
+        "pipelineName": job,
+        "assetSelection": [{"path": ["tiny", asset]} for asset in assets],
     }
-    tags = [{"key": "dagster/partition", "value": CELL}]
+    tags = [{"key": "dagster/partition", "value": key}] if key else []
     launched = webserver.ask(
         LAUNCH,
         params={"selector": selector, "mode": "default", "executionMetadata": {"tags": tags}},
@@ -175,8 +174,23 @@ def test_a_single_cell_materializes_from_the_ui(own_project, webserver):
     status = ""
     while status not in ("SUCCESS", "FAILURE", "CANCELED"):
         assert time.monotonic() < deadline, f"run {run_id} is still {status}"
-        time.sleep(1)
+        time.sleep(0.5)
         status = webserver.ask(RUN, id=run_id)["runOrError"]["status"]
+    return run_id, status
+
+
+def test_a_single_cell_materializes_from_the_ui(own_project, webserver):
+    """From inputs to outcomes in three runs; the base model alone is left from before."""
+    chain = ("training_dataset", "checkpoint", "cell_outcomes")
+    condition = CELL.rpartition(".")[0]
+    made = [Ref(asset, CELL) for asset in chain]
+    made += [Ref("rationales", condition), Ref("tokenizer"), Ref("question_bank")]
+    for ref in made:
+        (own_project.store.folder(ref) / "manifest.json").unlink()
+    assert launch(webserver, "cell", CELL, *chain)[1] == "FAILURE"
+    assert launch(webserver, "inputs", None, "tokenizer", "question_bank")[1] == "SUCCESS"
+    assert launch(webserver, "rationales", condition, "rationales")[1] == "SUCCESS"
+    run_id, status = launch(webserver, "cell", CELL, *chain)
     assert status == "SUCCESS"
     assert own_project.store.landed(Ref("cell_outcomes", CELL)).provenance.run_id == run_id
     node = webserver.ask(CHECKS, key={"path": ["tiny", "training_dataset"]}, partition=CELL)[

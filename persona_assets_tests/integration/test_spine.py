@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 
 import dagster as dg
 import polars as pl
@@ -217,19 +218,74 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(own_project):
     for line in process.stdout:
         lines.append(line)
         if " done in " in line:
-            children = subprocess.run(
-                ["pgrep", "-P", str(process.pid), "-f", "spawn_main"],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.split()
-            os.kill(int(children[0]), signal.SIGKILL)
+            os.kill(workers_of(process)[0], signal.SIGKILL)
             break
     lines += process.stdout.read().splitlines(keepends=True)
     output = "".join(lines)
     assert process.wait(timeout=300) == 0, output
     assert "worker died" in output
     assert set(own_project.states().values()) == {"fresh"}
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The pids of a run's worker processes."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_a_killed_run_leaves_no_orphan_and_is_finished_by_the_next(own_project):
+    (own_project.store.folder(Ref("checkpoint", CELL)) / "manifest.json").unlink()
+    command = own_project.command("run", "--study", "tiny", "--workers", "1")
+    process = subprocess.Popen(command, env=own_project.environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    drafts = own_project.store.folder(Ref("checkpoint", CELL))
+    while not list(drafts.glob(".draft-*")):
+        assert time.monotonic() < deadline, "the cell's training never started"
+        time.sleep(0.05)
+    second = own_project.run("run", "--study", "tiny")
+    assert second.returncode == 1
+    assert "another `persona-assets run` of study tiny is at work" in second.stderr
+    workers = workers_of(process)
+    assert workers
+    process.kill()
+    process.wait()
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlived its dispatcher"
+        time.sleep(0.05)
+    assert own_project.run("run", "--study", "tiny", "--workers", "1").returncode == 0
+    assert set(own_project.states().values()) == {"fresh"}
+
+
+def test_a_lost_run_is_closed_by_the_next(own_project, monkeypatch):
+    """Left as started, it would fill the UI's run queue for ever."""
+    for name, value in own_project.environment.items():
+        monkeypatch.setenv(name, value)
+    with dg.DagsterInstance.get() as instance:
+        lost = instance.create_run_for_job(
+            dg.GraphDefinition("lost").to_job(),
+            status=dg.DagsterRunStatus.STARTED,
+            tags={"study": "tiny", "persona_assets/worker": "1"},
+        )
+        (own_project.store.folder(Ref("report")) / "manifest.json").unlink()
+        assert own_project.run("run", "--study", "tiny", "--workers", "1").returncode == 0
+        assert instance.get_run_by_id(lost.run_id).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_deleted_file_and_a_changed_title_are_made_good(own_project):
+    outcomes = own_project.store.path(Ref("cell_outcomes", CELL), "outcomes.parquet")
+    outcomes.unlink()
+    study = own_project.data / "studies" / "tiny.yaml"
+    study.write_text(study.read_text("utf-8").replace("title: Miniature", "title: Changed"))
+    done = own_project.run("run", "--study", "tiny", "--workers", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(own_project.states().values()) == {"fresh"}
+    report = own_project.store.path(Ref("report"), "report.html").read_text("utf-8")
+    assert "Changed persona-leakage study" in report
 
 
 def test_a_missing_upstream_is_named(own_project):
