@@ -60,7 +60,8 @@ def run(study: str, cells: str, workers: int) -> None:
 @study_option
 def status(study: str) -> None:
     """Cells × stages: what is landed and up to date."""
-    from persona_assets.graph import Freshness, Graph
+    from persona_assets.freshness import Freshness
+    from persona_assets.graph import Graph
 
     loaded = _load(study)
     graph = Graph(loaded)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from persona_assets.audit import audit
-from persona_assets.graph import Freshness, Graph
+from persona_assets.freshness import Freshness
+from persona_assets.graph import Graph
 from persona_assets.store import Provenance, Ref, Store
 from persona_assets.study import parse_study
 

@@ -12,7 +12,8 @@ import polars as pl
 
 from persona_assets.audit import Audit
 from persona_assets.checks import check_results, check_specs
-from persona_assets.graph import Asset, Freshness, Graph
+from persona_assets.freshness import Freshness
+from persona_assets.graph import Asset, Graph
 from persona_assets.store import Manifest, Provenance, Ref, Store
 from persona_assets.study import Cell, Study
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from persona_assets.graph import Freshness, Graph
+from persona_assets.freshness import Freshness
+from persona_assets.graph import Graph
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 from persona_assets_tests.conftest import PROJECT
