@@ -402,19 +402,17 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         for manifest in manifests
         if manifest.provenance.run_id == result.run_id
         for audit in manifest.blocking_failures
-    ] or [f"  {message}" for message in _root_causes(result)]
+    ] or [f"  {message}" for message in _messages(result)]
     where = f"  (Dagster run {result.run_id} has the whole log)"
     return Outcome("failed", seconds, "\n".join([*found, where]), result.run_id)
 
 
-def _root_causes(result) -> Iterator[str]:
-    """The message of what went wrong in each failed step, without Dagster's wrapping."""
+def _messages(result) -> Iterator[str]:
+    """What the asset raised in each failed step: Dagster wraps it once, libraries lie below."""
     for event in result.all_events:
         if event.is_step_failure and event.event_specific_data.error:
             error = event.event_specific_data.error
-            while error.cause is not None:
-                error = error.cause
-            yield error.message.strip()
+            yield (error.cause or error).message.strip()
 
 
 def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
