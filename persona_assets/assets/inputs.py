@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-
-import dagster as dg
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from persona_assets import environment, hub
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import table_preview
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
-from persona_assets.questions.arc import overlap_audits, read_arc
+from persona_assets.hashing import sha256_file
+from persona_assets.questions.arc import ArcError, overlap_audits, read_bank
 from persona_assets.questions.bank import Question, content_hash, from_frame, to_frame
 from persona_assets.questions.miniature import VOICES, World
 from persona_assets.residency import set_threads
@@ -22,6 +25,8 @@ _MODEL_FILES = (
     "config.json",
     "generation_config.json",
 )
+#: The files of ARC-Challenge in the hub's dataset: train split, then the one for outcomes.
+_ARC_SHARDS = ("ARC-Challenge/train-*.parquet", "ARC-Challenge/test-*.parquet")
 
 
 def world(study: Study) -> World:
@@ -52,15 +57,16 @@ def question_bank(task: Task) -> Made:
     """The study's questions; their splits must not share one."""
     settings = task.study.questions
     if isinstance(settings, ArcQuestions):
-        questions, source = _arc(settings), f"local folder named by {environment.ARC_DIR}"
+        questions, source = _arc(settings)
     else:
-        questions, source = world(task.study).questions(settings.n_eval), "the miniature world"
+        questions = world(task.study).questions(settings.n_eval)
+        source = {"source": "the miniature world"}
     frame = to_frame(questions)
     task.write(frame, "questions")
     return Made(
         audits=overlap_audits(questions),
         summary={
-            "source": source,
+            **source,
             "train_questions": sum(q.split == "train" for q in questions),
             "eval_questions": sum(q.split == "eval" for q in questions),
             "question_bank_sha256": content_hash(questions),
@@ -69,16 +75,32 @@ def question_bank(task: Task) -> Made:
     )
 
 
-def _arc(settings: ArcQuestions) -> list[Question]:
-    folder = environment.local_folder(environment.ARC_DIR)
-    if folder is None:
-        raise dg.Failure(
-            f"no question files for {settings.repo}: set {environment.ARC_DIR} to a folder with "
-            f"{' and '.join(environment.ARC_FILES)}, as published at {settings.revision}.",
-            allow_retries=False,
-        )
-    train, test = (folder / name for name in environment.ARC_FILES)
-    return [*read_arc(train, "train"), *read_arc(test, "eval")]
+def _arc(settings: ArcQuestions) -> tuple[list[Question], dict[str, Any]]:
+    """The published questions, and for the summary where they came from, with files' hashes."""
+    if folder := environment.local_folder(environment.ARC_DIR):
+        source = f"local folder named by {environment.ARC_DIR}"
+        return _bank(folder, [[name] for name in environment.ARC_FILES], source)
+    source = f"dataset {settings.repo} at {settings.revision}"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        splits = [
+            hub.fetch(settings.repo, settings.revision, [shards], folder, repo_type="dataset")
+            for shards in _ARC_SHARDS
+        ]
+        try:
+            return _bank(folder, splits, source)
+        except ArcError as error:  # names a scratch file: say where that came from
+            message = str(error).replace(f"{folder}/", "")
+            raise ArcError(f"{source}: {message}") from None
+
+
+def _bank(
+    folder: Path, splits: Sequence[Sequence[str]], source: str
+) -> tuple[list[Question], dict[str, Any]]:
+    train, evaluation = ([folder / name for name in names] for names in splits)
+    questions = read_bank(train, evaluation)
+    files = {str(p.relative_to(folder)): sha256_file(p) for p in [*train, *evaluation]}
+    return questions, {"source": source, "files": files}
 
 
 def base_model(task: Task) -> Made:

@@ -1,51 +1,53 @@
-"""Reader of the AI2 Reasoning Challenge as published: one JSON object a line.
+"""Reader of the AI2 Reasoning Challenge: one JSON object a line as published, or hub Parquet.
 
 A row is ``{"id", "question", "choices": {"text": [...], "label": [...]}, "answerKey"}``
-(Clark et al. 2018). Some rows are labelled 1 to 5; they are read as A to E, since an answer
-reader that knows letters only would count those questions as never right.
+(Clark et al. 2018); the Parquet files of allenai/ai2_arc have the same four columns. Some rows are
+labelled 1 to 5; they are read as A to E, since an answer reader that knows letters only would
+count those questions as never right.
 """
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
+
+import polars as pl
 
 from persona_assets.audit import Audit, audit
 from persona_assets.questions.bank import LETTERS, MAX_CHOICES, MIN_CHOICES, Question, Split
 
+_FIELDS = ("id", "question", "choices", "answerKey")
 _DIGITS = "12345"
 _LINE_SEPARATORS = "\u2028\u2029"
 
 
 class ArcError(ValueError):
-    """A file or row that cannot be used; names file, line, field and remedy."""
+    """A file or row that cannot be used; names file, row, field and remedy."""
 
 
 def read_arc(path: Path, split: Split) -> list[Question]:
-    """The questions of one published split, in file order; blank lines are skipped.
+    """The questions of one file, in file order: Parquet if it is named so, else JSON lines.
+
+    Both formats are validated alike, row by row; rows count from 1, and blank lines are skipped.
 
     Raises:
         ArcError: the file cannot be read, holds no row, or holds a row that is not as published.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except (OSError, ValueError) as error:
-        raise ArcError(f"{path}: cannot be read ({error}). Name an existing JSONL file.") from error
-    questions: dict[str, Question] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = _Row(path, number, line)
-        question = row.question(split)
-        if question.id in questions:
-            row.refuse("id", f"{question.id!r} occurs twice", "Keep one of the rows.")
-        questions[question.id] = question
-    if not questions:
-        raise ArcError(f"{path}: holds no row. Name the split's JSONL file.")
-    return list(questions.values())
+    return _read([(path, split)])
+
+
+def read_bank(train: Sequence[Path], evaluation: Sequence[Path]) -> list[Question]:
+    """The questions of both splits, each in one or more files, in the order given, train first.
+
+    Raises:
+        ArcError: as :func:`read_arc`, or an id occurs twice. An id that stands for the same
+            question in both splits is let through, for :func:`overlap_audits` to report.
+    """
+    return _read([*((path, "train") for path in train), *((path, "eval") for path in evaluation)])
 
 
 def overlap(questions: Iterable[Question]) -> tuple[frozenset[str], frozenset[str]]:
@@ -85,12 +87,81 @@ def overlap_audits(questions: Iterable[Question]) -> list[Audit]:
     ]
 
 
-class _Row:
-    """One line on its way to a :class:`Question`; every refusal names where it stands."""
+def _read(files: Iterable[tuple[Path, Split]]) -> list[Question]:
+    questions: list[Question] = []
+    by_id: dict[str, Question] = {}
+    for path, split in files:
+        before = len(questions)
+        for row in _rows(path):
+            question = row.question(split)
+            other = by_id.setdefault(question.id, question)
+            if other is not question and (
+                other.split == split or other.identity != question.identity
+            ):
+                row.refuse("id", f"{question.id!r} occurs twice", "Keep one of the rows.")
+            questions.append(question)
+        if len(questions) == before:
+            raise ArcError(f"{path}: holds no row. Name the split's JSONL or Parquet file.")
+    return questions
 
-    def __init__(self, path: Path, number: int, line: bytes):
-        self.path, self.number = path, number
-        self.value = self._parse(line)
+
+def _rows(path: Path) -> Iterator[_Row]:
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ArcError(
+            f"{path}: cannot be read ({error}). Name an existing JSONL or Parquet file."
+        ) from error
+    if path.suffix == ".parquet":
+        values = enumerate(_parquet_values(path, content), start=1)
+        return (_Row(path, number, value) for number, value in values)
+    lines = enumerate(content.split(b"\n"), start=1)
+    return (_json_row(path, number, line) for number, line in lines if line.strip())
+
+
+def _parquet_values(path: Path, content: bytes) -> list[dict[str, Any]]:
+    """The rows as the JSON reader would give them, with the known columns that the file has.
+
+    Polars panics on some damage and on some values of other types that Python cannot hold; other
+    such values are ValueErrors and OverflowErrors.
+    """
+    try:
+        present = [name for name in pl.read_parquet_schema(BytesIO(content)) if name in _FIELDS]
+        rows = pl.scan_parquet(BytesIO(content))
+        if not present:
+            return [{}] * rows.select(pl.len()).collect().item()
+        return rows.select(present).collect().rows(named=True)
+    except (
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+        ValueError,
+        OverflowError,
+    ) as error:
+        raise ArcError(
+            f"{path}: is no Parquet file that can be read ({error}). Fetch it again."
+        ) from error
+
+
+def _json_row(path: Path, number: int, line: bytes) -> _Row:
+    row = _Row(path, number, None)
+    try:
+        row.value = json.loads(
+            line.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_unique_keys
+        )
+    except UnicodeDecodeError as error:
+        row.refuse("row", f"is not UTF-8 ({error})", "Save the file as UTF-8.")
+    except RecursionError:
+        row.refuse("row", "is nested too deeply", "Use the published row format.")
+    except ValueError as error:
+        row.refuse("row", f"is not strict JSON ({error})", "Write one JSON object a line.")
+    return row
+
+
+class _Row:
+    """One row on its way to a :class:`Question`; every refusal names where it stands."""
+
+    def __init__(self, path: Path, number: int, value: Any):
+        self.path, self.number, self.value = path, number, value
 
     def refuse(self, field: str, what: str, remedy: str) -> NoReturn:
         raise ArcError(f"{self.path}:{self.number}: {field}: {what}. {remedy}")
@@ -116,20 +187,6 @@ class _Row:
             correct=LETTERS[labels.index(answer)],
             published_labels=tuple(labels),
         )
-
-    def _parse(self, line: bytes) -> Any:
-        try:
-            return json.loads(
-                line.decode("utf-8"),
-                parse_constant=_no_constant,
-                object_pairs_hook=_unique_keys,
-            )
-        except UnicodeDecodeError as error:
-            self.refuse("row", f"is not UTF-8 ({error})", "Save the file as UTF-8.")
-        except RecursionError:
-            self.refuse("row", "is nested too deeply", "Use the published row format.")
-        except ValueError as error:
-            self.refuse("row", f"is not strict JSON ({error})", "Write one JSON object a line.")
 
     def _check_choices(self, choices: list[str], labels: list[str]) -> None:
         if len(choices) != len(labels):
@@ -159,7 +216,7 @@ class _Row:
 
     def _mapping(self, value: Any, field: str) -> Mapping[str, Any]:
         if not isinstance(value, dict):
-            self.refuse(field, f"is {type(value).__name__}, not an object", "Give a JSON object.")
+            self.refuse(field, f"is {type(value).__name__}, not an object", "Give an object.")
         return value
 
     def _texts(self, value: Any, field: str) -> list[str]:
