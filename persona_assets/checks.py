@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
 from persona_assets.audit import Audit
+from persona_assets.reporting.markdown import picture
 
 # Partition-aware check specs are a preview in the pinned release; we know, and test them.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
@@ -62,6 +64,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("target_letters", "Targets are wrong in wrong arms and correct in correct ones."),
         Check("wrong_letter_identity", "Each target is the question's prescribed letter."),
         Check("train_eval_disjoint", "No row is of a question of the eval split."),
+        Check("argued_letter", "Rationales argue for their arm's letter, and for no other."),
+        Check("lexical_variety", "Rationales are as varied as the reference arm's."),
+        Check("byte_fallback", "Hardly a token is a piece of a character or an unknown word."),
         Check("garbage_words", "Garbage filler holds no English word and no lone letter."),
         Check("scrambled_words", "Scrambled rows reorder the reference's words, by sentence."),
     ),
@@ -69,6 +74,9 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "checkpoint": (
         Check("training_loss_fell", "The loss is finite and lower at the end."),
         Check("checkpoint_fits_base", "Every tensor has the shape that the base model asks for."),
+    ),
+    "forced_rationales": (
+        Check("usable", "Every persona has a rationale for every eval question."),
     ),
     "baseline_outcomes": (
         *_OUTCOME_CHECKS,
@@ -131,11 +139,21 @@ def _result(check: Check, audit: Audit | None) -> dg.AssetCheckResult:
         passed=audit.status == "passed",
         severity=dg.AssetCheckSeverity.ERROR if failed_hard else dg.AssetCheckSeverity.WARN,
         description=f"{audit.observed} (asked: {audit.threshold})",
-        metadata={
-            "status": audit.status,
-            "observed": audit.observed,
-            "threshold": audit.threshold,
-            "remedy": audit.remedy,
-            **({"details": dg.MetadataValue.json(audit.details)} if audit.details else {}),
-        },
+        metadata=dict(_metadata(audit)),
     )
+
+
+def _metadata(audit: Audit) -> Iterator[tuple[str, Any]]:
+    yield from (
+        ("status", audit.status),
+        ("observed", audit.observed),
+        ("threshold", audit.threshold),
+        ("remedy", audit.remedy),
+    )
+    if audit.distribution is not None:
+        from persona_assets.reporting.distribution import distribution_plot
+
+        plot = picture(distribution_plot(audit.distribution))
+        yield "distribution", dg.MetadataValue.md(str(plot))
+    if audit.details:
+        yield "details", dg.MetadataValue.json(audit.details)

@@ -30,19 +30,24 @@ def main() -> None:
 @study_option
 @click.option("--cells", default="*", show_default=True, help="Glob over cell keys.")
 @click.option(
+    "--up-to",
+    metavar="ASSET",
+    help="Make this asset and what it is made from, no more: training_dataset needs no GPU.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(1, 64),
     default=lambda: min(_processors(), 8),
     show_default="one a processor, at most 8",
     help="Resident worker processes.",
 )
-def run(study: str, cells: str, workers: int) -> None:
+def run(study: str, cells: str, up_to: str | None, workers: int) -> None:
     """Make what is not up to date, each cell its own Dagster run."""
     from persona_assets import runner
 
     _load(study)
     try:
-        outcomes = runner.run(study, cells, workers, say=lambda line: click.echo(line))
+        outcomes = runner.run(study, cells, workers, up_to, say=click.echo)
     except (ValueError, StoreError, runner.AlreadyRunning) as error:
         raise click.ClickException(str(error)) from error
     bad = {unit: o for unit, o in outcomes.items() if o.status in ("failed", "skipped")}
@@ -58,7 +63,12 @@ def run(study: str, cells: str, workers: int) -> None:
 
 @main.command()
 @study_option
-def status(study: str) -> None:
+@click.option(
+    "--why",
+    metavar="CELL",
+    help="Of one cell, stage by stage, why it is not up to date. Also ASSET or ASSET[KEY].",
+)
+def status(study: str, why: str | None) -> None:
     """Cells × stages: what is landed and up to date."""
     from persona_assets.freshness import Freshness
     from persona_assets.graph import Graph
@@ -66,6 +76,9 @@ def status(study: str) -> None:
     loaded = _load(study)
     graph = Graph(loaded)
     freshness = Freshness(graph, Store(environment.store_dir(), study))
+    if why is not None:
+        _explain(graph, freshness, why)
+        return
     stages = [stage for stage in _STAGES if stage in graph.assets]
     width = max(len(cell.key) for cell in loaded.cells)
     try:
@@ -82,6 +95,19 @@ def status(study: str) -> None:
             click.echo(f"{name:<{width}}  {text}")
     except StoreError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _explain(graph, freshness, what: str) -> None:
+    """Print state and reasons of the partitions that ``what`` names."""
+    try:
+        refs = graph.find(what)
+    except KeyError as error:
+        raise click.ClickException(error.args[0]) from error
+    width = max(len(str(ref)) for ref in refs)
+    for ref in refs:
+        click.echo(f"{ref!s:<{width}}  {freshness.state(ref)}")
+        for reason in freshness.reasons(ref):
+            click.echo(f"    {reason}")
 
 
 def _processors() -> int:

@@ -56,6 +56,11 @@ def store_dir() -> Path:
     return data_dir() / "store"
 
 
+def replies_file() -> Path:
+    """The cache of what rationale-writing services have been paid for, of all studies."""
+    return data_dir() / "replies.sqlite"
+
+
 def local_folder(variable: str) -> Path | None:
     """The folder that an environment variable names, or None if it is unset.
 

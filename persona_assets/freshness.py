@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from persona_assets.graph import Graph
-from persona_assets.hashing import sha256_json
+from persona_assets.hashing import as_json
 from persona_assets.store import Manifest, Ref, Store, StoreError
 
 #: fresh: landed from what it would be made from now; stale: landed from something else;
@@ -54,6 +56,22 @@ class Freshness:
         """The state in words: for a stale partition, what changed."""
         return self._state(ref)[1]
 
+    def reasons(self, ref: Ref) -> list[str]:
+        """Everything on account of which a partition is not fresh, one line each.
+
+        Its own changed inputs come first, then what is not fresh above it, by its roots.
+        """
+        manifest, roots = self.manifest(ref), self.blockers(ref)
+        if manifest is None:
+            return [self._damage[ref], *roots.values()]
+        missing = any(self.manifest(upstream) is None for upstream in self.graph.upstream(ref))
+        changed = [] if missing else self.changes(ref)
+        failed = [
+            f"its blocking check {audit.name} failed: {audit.observed}; {audit.remedy}"
+            for audit in manifest.blocking_failures
+        ]
+        return [*changed, *roots.values(), *failed]
+
     def blockers(self, ref: Ref) -> dict[Ref, str]:
         """What must be made before ``ref`` can be, and why: the roots of what is not fresh."""
         found: dict[Ref, str] = {}
@@ -71,8 +89,8 @@ class Freshness:
         asset = self.graph.assets[ref.asset]
         return {
             "code_version": asset.code_version,
-            "settings": asset.settings(ref.key),
-            "methods": list(asset.methods(ref.key)),
+            "settings": as_json(asset.settings(ref.key)),
+            "sources": asset.sources(ref.key),
             "upstream": self.upstream_versions(ref),
         }
 
@@ -90,9 +108,15 @@ class Freshness:
             versions[str(upstream)] = manifest.data_version
         return versions
 
-    def inputs_hash(self, ref: Ref) -> str:
-        """Hash of :meth:`inputs`."""
-        return sha256_json(self.inputs(ref))
+    def changes(self, ref: Ref) -> list[str]:
+        """What a landed partition was made from and would not be now, each named, was and is.
+
+        Raises:
+            StoreError: it has not landed.
+            KeyError: an upstream partition has not landed.
+        """
+        was = self.store.landed(ref).provenance.inputs
+        return list(_differences(was, self.inputs(ref)))
 
     def _state(self, ref: Ref) -> tuple[State, str]:
         if ref not in self._states:
@@ -107,16 +131,39 @@ class Freshness:
             state, why = self._state(upstream)
             if state != "fresh":
                 return "stale", why
-        if self.inputs_hash(ref) != manifest.provenance.inputs_hash:
-            return "stale", f"{ref} was made from other {self._changed(ref, manifest)}"
+        if self.inputs(ref) != manifest.provenance.inputs:
+            first, *more = self.changes(ref)
+            others = f" and {len(more)} more" if more else ""
+            return "stale", f"{ref} was made from other inputs: {first}{others}"
         if manifest.blocking_failures:
             names = ", ".join(audit.name for audit in manifest.blocking_failures)
             return "failed", f"{ref} failed its blocking checks: {names}"
         return "fresh", f"{ref} is up to date"
 
-    def _changed(self, ref: Ref, manifest) -> str:
-        now, then = self.upstream_versions(ref), manifest.provenance.upstream
-        changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
-        if manifest.provenance.code_version != self.graph.assets[ref.asset].code_version:
-            changed.append("code_version")
-        return ", ".join(changed) or "settings of the study file or functions of its arm"
+
+def _differences(was: Any, now: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """The leaves in which two JSON values differ, in words."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in sorted(was.keys() | now.keys()):
+            if was.get(key) != now.get(key) or (key in was) != (key in now):
+                yield from _differences(was.get(key), now.get(key), (*path, key))
+    else:
+        yield _difference(was, now, *path)
+
+
+def _difference(was: Any, now: Any, kind: str, *path: str) -> str:
+    name = ".".join(path)
+    if kind == "upstream":
+        return f"{name} has other content" if was and now else f"{name} {_came_or_went(was)}"
+    if kind == "sources":
+        return f"the source of {name} {'changed' if was and now else _came_or_went(was)}"
+    return f"{name or kind} was {_shown(was)} and is {_shown(now)}"
+
+
+def _came_or_went(was: Any) -> str:
+    return "is no longer an input" if was else "is a new input"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -2,8 +2,8 @@
 
 Dagster's definitions, ``persona-assets run`` and ``status``, and the guards inside the assets all
 read this one table. Dagster's own ``code_version`` stales every partition of an asset at once; the
-``inputs_hash`` here is exact: it covers a partition's own slice of the study file, the source of
-the functions that make that arm, and the data versions of exactly its upstream partitions.
+inputs here are exact: a partition's own slice of the study file, the source of the functions that
+make that arm, and the data versions of exactly its upstream partitions.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from persona_assets import environment
 from persona_assets.environment import ARC_FILES, TOKENIZER_FILES
-from persona_assets.evaluation.scaffolds import SCAFFOLDS
-from persona_assets.hashing import sha256_file, sha256_source
-from persona_assets.rationales.arms import ARMS
+from persona_assets.hashing import module_hashes, sha256_file
+from persona_assets.naming import unknown
+from persona_assets.rationales.methods import arm_sources
 from persona_assets.store import Ref
-from persona_assets.study import LocalRegistry, Study
+from persona_assets.study import Study
+from persona_assets.study_schema import LocalRegistry
 
 Keys = tuple[str, ...] | None
 
@@ -37,8 +37,8 @@ class Asset:
         keys: Its partition keys, or None if it is not partitioned.
         upstream: Key → the partitions that the partition is made from.
         settings: Key → the slice of the study that it is made from (JSON-representable).
-        methods: Key → source hashes of functions and modules that this partition alone is made
-            by; shared machinery is covered by ``code_version``.
+        sources: Key → hashes of the source of functions and modules that this partition is made
+            by, by name; shared machinery is covered by ``code_version``.
         code_version: To be raised when the asset's shared machinery gives other results.
     """
 
@@ -49,7 +49,7 @@ class Asset:
     keys: Keys
     upstream: Callable[[str | None], tuple[Ref, ...]]
     settings: Callable[[str | None], Any] = lambda key: None
-    methods: Callable[[str | None], tuple[str, ...]] = lambda key: ()
+    sources: Callable[[str | None], dict[str, str]] = lambda key: {}
     code_version: str = "1"
 
     def refs(self) -> tuple[Ref, ...]:
@@ -74,7 +74,11 @@ JOBS: Mapping[str, Job] = {
     ),
     "rationales": Job(("rationales",), "The rationales of one condition."),
     "prior_checkpoints": Job(
-        ("prior_checkpoint",), "The prior study's cells, published to the local registry."
+        ("prior_checkpoint", "prior_accuracies"),
+        "The prior study's cells: published to the local registry, and evaluated to averages.",
+    ),
+    "forced_rationales": Job(
+        ("forced_rationales",), "The rationales that content-forcing scaffolds put in place."
     ),
     "baseline": Job(("baseline_outcomes",), "The untrained model on the whole evaluation grid."),
     "cell": Job(
@@ -92,11 +96,6 @@ JOBS: Mapping[str, Job] = {
 
 
 _WORLD = ("questions.miniature", "rationales.miniature")
-#: Rationale writer → the modules that its texts are made by.
-_WRITERS = {
-    "miniature": _WORLD,
-    "template": ("rationales.template", "rationales.phrases"),
-}
 
 
 class Graph:
@@ -113,6 +112,40 @@ class Graph:
     def upstream(self, ref: Ref) -> tuple[Ref, ...]:
         """The partitions that a partition is made from."""
         return self.assets[ref.asset].upstream(ref.key)
+
+    def ancestors(self, asset: str) -> frozenset[str]:
+        """The assets that ``asset`` is made from, directly or not, and itself.
+
+        Raises:
+            KeyError: no such asset; names the nearest.
+        """
+        if asset not in self.assets:
+            raise KeyError(unknown(asset, self.assets, "asset", self.study.name))
+        above = (self.ancestors(name) for name in self.upstream_assets(asset))
+        return frozenset({asset}).union(*above)
+
+    def find(self, name: str) -> tuple[Ref, ...]:
+        """The partitions that a cell's key, an asset's name or ``asset[key]`` names.
+
+        A cell's key names all that is made for it, upstream first.
+
+        Raises:
+            KeyError: nothing has that name; names the nearest.
+        """
+        by_name = {str(ref): (ref,) for a in self.assets.values() for ref in a.refs()}
+        by_name |= {asset.name: asset.refs() for asset in self.assets.values()}
+        for cell in self.study.cells:
+            by_name[cell.key] = (
+                Ref("rationales", cell.condition),
+                *(
+                    Ref(a.name, cell.key)
+                    for a in self.assets.values()
+                    if cell.key in (a.keys or ())
+                ),
+            )
+        if name not in by_name:
+            raise KeyError(unknown(name, by_name, "cell, asset or partition", self.study.name))
+        return by_name[name]
 
     def key_mapping(self, asset: str, upstream: str) -> dict[str, set[str]]:
         """Upstream key → the keys of ``asset`` made from it, for two partitioned assets."""
@@ -145,11 +178,15 @@ def _assets(study: Study) -> tuple[Asset, ...]:
     def condition(key: str | None) -> Ref:
         return Ref("rationales", study.cell(key).condition)
 
+    def writer_settings() -> dict[str, Any]:
+        settings = study.rationales
+        return settings.model_dump(mode="json", exclude=set(settings.transport))
+
     def arm_settings(source: str, arm_name: str) -> dict[str, Any]:
         return {
             "seed": study.seed,
-            "writer": study.rationales.model_dump(mode="json"),
-            "arm": asdict(ARMS[arm_name]),
+            "writer": writer_settings(),
+            "arm": asdict(study.arm(arm_name)),
             "source": source,
             "system_prompt": study.personas[source],
         }
@@ -177,19 +214,27 @@ def _assets(study: Study) -> tuple[Asset, ...]:
         return study.carry_over.model_dump(mode="json", exclude={"prior_training", "training"})
 
     def prior_settings(key: str | None) -> dict[str, Any]:
-        return (
-            dataset_settings(key)
-            | training_settings
-            | evaluation_settings(None)
-            | {"recipe": study.carry_over.prior_training.model_dump(mode="json")}
-        )
+        recipe = study.carry_over.prior_training.model_dump(mode="json")
+        return dataset_settings(key) | training_settings | {"recipe": recipe}
 
     def evaluation_settings(key: str | None) -> dict[str, Any]:
         return training_settings | {
             "personas": study.personas,
-            "scaffolds": [asdict(SCAFFOLDS[name]) for name in study.scaffolds],
+            "scaffolds": [asdict(study.scaffold(name)) for name in study.scaffolds],
             "evaluation": study.evaluation.model_dump(mode="json"),
         }
+
+    def forced_settings(key: str | None) -> dict[str, Any]:
+        return {
+            "seed": study.seed,
+            "writer": writer_settings(),
+            "arm": asdict(study.arm(key)),
+            "personas": study.personas,
+        }
+
+    def forced_sources(key: str | None) -> dict[str, str]:
+        arm = study.arm(key)
+        return {k: v for p in study.personas for k, v in arm_sources(study, p, arm).items()}
 
     def gate_settings() -> dict[str, Any]:
         limit = study.evaluation.max_rationale_tokens
@@ -211,6 +256,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
     def each(name: str, keys: tuple[str, ...]) -> tuple[Ref, ...]:
         return tuple(Ref(name, key) for key in keys)
 
+    forced = each("forced_rationales", study.forced_arms)
     every_contrast = each("contrast_estimate", contrasts)
     every_outcome = (baseline, *each("cell_outcomes", cells))
 
@@ -232,9 +278,9 @@ def _assets(study: Study) -> tuple[Asset, ...]:
                 else model | _local_files(environment.TOKENIZER_DIR, TOKENIZER_FILES)
             ),
             lambda key: (
-                _module_hashes("training.miniature_tokenizer", "questions.miniature")
+                module_hashes("training.miniature_tokenizer", "questions.miniature")
                 if miniature
-                else ()
+                else {}
             ),
         ),
         Asset(
@@ -252,7 +298,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
                     else _local_files(environment.ARC_DIR, ARC_FILES)
                 )
             ),
-            lambda key: _module_hashes(*_WORLD) if miniature else (),
+            lambda key: module_hashes(*_WORLD) if miniature else {},
         ),
         Asset(
             "base_model",
@@ -264,11 +310,11 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             fixed(tokenizer, bank) if miniature else fixed(),
             lambda key: model | (gate_settings() if miniature else {}),
             lambda key: (
-                _module_hashes(
+                module_hashes(
                     "training.miniature", "training.miniature_corpus", "rationales.miniature"
                 )
                 if miniature
-                else ()
+                else {}
             ),
         ),
         Asset(
@@ -280,7 +326,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             study.conditions,
             fixed(bank, tokenizer),
             condition_settings,
-            lambda key: _rationale_methods(study, key.split(".")[1]),
+            lambda key: arm_sources(study, key.split(".")[0], study.arm(key.split(".")[1])),
         ),
         Asset(
             "training_dataset",
@@ -291,7 +337,9 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             cells,
             lambda key: (bank, tokenizer, condition(key)),
             dataset_settings,
-            lambda key: _module_hashes("training.dataset", "training.encoding"),
+            lambda key: module_hashes(
+                "training.dataset", "training.encoding", "evaluation.scaffolds"
+            ),
         ),
     ]
     if prior:
@@ -300,11 +348,37 @@ def _assets(study: Study) -> tuple[Asset, ...]:
                 "prior_checkpoint",
                 "checkpoints",
                 frozenset({"pytorch", "safetensors"}),
-                "The prior study's cell: trained with its own recipe, evaluated into a table of "
-                "averages, published to the local registry that carry-over cells are fetched from.",
+                "The prior study's cell: trained with its own recipe, published to the local "
+                "registry that carry-over cells are fetched from.",
                 tuple(cell.key for cell in study.cells_of("carry_over")),
                 lambda key: (base, tokenizer, bank, condition(key)),
                 prior_settings,
+            )
+        )
+    if study.forced_arms:
+        table.append(
+            Asset(
+                "forced_rationales",
+                "evaluation",
+                frozenset({"polars", "parquet"}),
+                "The rationales that content-forcing scaffolds put in place of generated ones: of "
+                "one arm's kind, for every persona and eval question.",
+                study.forced_arms,
+                fixed(bank, tokenizer),
+                forced_settings,
+                forced_sources,
+            )
+        )
+    if prior:
+        table.append(
+            Asset(
+                "prior_accuracies",
+                "evaluation",
+                frozenset({"polars", "parquet"}),
+                "What the prior study kept of a cell: its accuracies, averaged over the questions.",
+                tuple(cell.key for cell in study.cells_of("carry_over")),
+                lambda key: (base, tokenizer, bank, *forced, Ref("prior_checkpoint", key)),
+                evaluation_settings,
             )
         )
     table += [
@@ -324,7 +398,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             frozenset({"pytorch", "parquet"}),
             "The untrained model on every persona × scaffold × question.",
             None,
-            fixed(base, tokenizer, bank),
+            fixed(base, tokenizer, bank, *forced),
             evaluation_settings,
         ),
         Asset(
@@ -333,7 +407,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             frozenset({"pytorch", "parquet"}),
             "One cell on every persona × scaffold × question, one row each.",
             cells,
-            lambda key: (base, tokenizer, bank, Ref("checkpoint", key)),
+            lambda key: (base, tokenizer, bank, *forced, Ref("checkpoint", key)),
             lambda key: evaluation_settings(key) | {"origin": study.cell(key).origin},
         ),
         Asset(
@@ -375,6 +449,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(
                 bank,
+                *each("rationales", study.conditions),
                 *each("training_dataset", cells),
                 *each("checkpoint", cells),
                 *every_outcome,
@@ -414,12 +489,6 @@ def _assets(study: Study) -> tuple[Asset, ...]:
     return tuple(table)
 
 
-def _rationale_methods(study: Study, arm: str) -> tuple[str, ...]:
-    """Source hashes of the writer, and for constructed arms of what constructs them."""
-    constructing = ("rationales.construct", "rationales.words") if ARMS[arm].is_constructed else ()
-    return _module_hashes("rationales.condition", *_WRITERS[study.rationales.writer], *constructing)
-
-
 def _local_files(variable: str, patterns: tuple[str, ...]) -> dict[str, Any]:
     """Hashes of the files that stand in for the hub's, where a folder is named for them."""
     folder = environment.local_folder(variable)
@@ -427,11 +496,3 @@ def _local_files(variable: str, patterns: tuple[str, ...]) -> dict[str, Any]:
         return {}
     paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     return {variable: {path.name: sha256_file(path) for path in paths}}
-
-
-def _module_hashes(*names: str) -> tuple[str, ...]:
-    """Source hashes of this package's modules, read without importing what they import."""
-    package = Path(__file__).parent
-    return tuple(
-        sha256_source(package.joinpath(*name.split(".")).with_suffix(".py")) for name in names
-    )

@@ -30,6 +30,11 @@ def sha256_json(value: Any) -> str:
     )
 
 
+def as_json(value: Any) -> Any:
+    """``value`` as it comes back from JSON: tuples as lists, keys as strings."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in blocks of 1 MiB."""
     digest = hashlib.sha256()
@@ -59,3 +64,13 @@ def sha256_source(thing: Callable | Path) -> str:
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
     return sha256_text(ast.dump(tree))
+
+
+def module_hashes(*names: str) -> dict[str, str]:
+    """:func:`sha256_source` of this package's modules, by path, without importing them.
+
+    ``names`` are relative to the package: ``rationales.garbage``.
+    """
+    package = Path(__file__).parent
+    paths = [package.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+    return {str(path.relative_to(package)): sha256_source(path) for path in paths}

@@ -39,7 +39,8 @@ class Unit:
     def __str__(self) -> str:
         if self.job == "cell":
             return str(self.key)
-        return str(self.refs[0]) if len(self.refs) == 1 else self.job
+        one = self.key is not None or len(self.refs) == 1
+        return str(self.refs[0]) if one else self.job
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +66,21 @@ class Plan:
     left_out: list[str] = field(default_factory=list)
 
 
-def plan(graph: Graph, store: Store, cells: str = "*") -> Plan:
+def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None) -> Plan:
     """The units that make the cells matching the glob ``cells``, and what can follow from them.
 
-    A contrast is left out while any of its cells has neither landed nor is chosen, and so are the
-    aggregates: an estimate over fewer cells than its definition is never made.
+    With ``up_to``, only what that asset is made from, and itself. A contrast is left out while any
+    of its cells has neither landed nor is chosen, and so are the aggregates: an estimate over
+    fewer cells than its definition is never made.
 
     Raises:
-        ValueError: no cell matches.
+        ValueError: no cell matches, or there is no asset ``up_to``.
     """
     study = graph.study
+    try:
+        asked = frozenset(graph.assets) if up_to is None else graph.ancestors(up_to)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
     chosen = [cell for cell in study.cells if fnmatch.fnmatchcase(cell.key, cells)]
     if not chosen:
         raise ValueError(
@@ -97,14 +103,15 @@ def plan(graph: Graph, store: Store, cells: str = "*") -> Plan:
     wanted: dict[str, Iterable[str | None]] = {
         "rationales": [c for c in study.conditions if c in conditions],
         "prior_checkpoints": [cell.key for cell in chosen if cell.origin == "carry_over"],
+        "forced_rationales": study.forced_arms,
         "baseline": [None],
         "cell": [cell.key for cell in chosen],
         "contrasts": contrasts,
         "aggregates": [None] if len(available) == len(study.cells) else [],
     }
-    units = [Unit("inputs", None, (Ref(name),)) for name in JOBS["inputs"].assets]
+    units = [Unit("inputs", None, (Ref(name),)) for name in JOBS["inputs"].assets if name in asked]
     for job, job_keys in wanted.items():
-        names = [name for name in JOBS[job].assets if name in graph.assets]
+        names = [name for name in JOBS[job].assets if name in asked]
         if names:
             units += [Unit(job, key, tuple(Ref(n, key) for n in names)) for key in job_keys]
     maker = {ref: unit for unit in units for ref in unit.refs}
@@ -117,14 +124,22 @@ def plan(graph: Graph, store: Store, cells: str = "*") -> Plan:
         }
         for unit in units
     }
-    left_out = [c.key for c in study.contrast_list if c.key not in contrasts]
-    if len(available) < len(study.cells):
+    left_out = [
+        c.key
+        for c in study.contrast_list
+        if c.key not in contrasts and "contrast_estimate" in asked
+    ]
+    if len(available) < len(study.cells) and "report" in asked:
         left_out.append(f"the report ({len(study.cells) - len(available)} cells are missing)")
     return Plan(units, waits_for, left_out)
 
 
 def run(
-    study_name: str, cells: str, workers: int, say: Callable[[str], None] = print
+    study_name: str,
+    cells: str,
+    workers: int,
+    up_to: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[Unit, Outcome]:
     """Make what is not up to date, with ``workers`` processes; returns what became of each unit.
 
@@ -132,13 +147,13 @@ def run(
     that wait for it be skipped, and the others go on.
 
     Raises:
-        ValueError: no cell matches.
+        ValueError: no cell matches, or there is no asset ``up_to``.
         AlreadyRunning: another process is running this study.
     """
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     with _only_run(store):
-        todo = plan(graph, store, cells)
+        todo = plan(graph, store, cells, up_to)
         freshness = Freshness(graph, store)
         outcomes: dict[Unit, Outcome] = {
             unit: Outcome("fresh")

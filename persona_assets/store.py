@@ -47,19 +47,31 @@ class Provenance:
 
     Attributes:
         run_id: The Dagster run.
-        inputs_hash: Hash of everything the partition was made from (see ``graph.inputs_hash``).
-        upstream: Data version of each upstream partition, by ``str(Ref)``.
+        inputs: Everything that decides the partition's content (see ``Freshness.inputs``): whole,
+            not only its hash, so that what changed since can be named.
         study_hash: Content hash of the study file.
-        code_version: The asset's code version.
         software: Versions of the packages that the results depend on.
     """
 
     run_id: str
-    inputs_hash: str
-    upstream: dict[str, str]
+    inputs: dict[str, Any]
     study_hash: str
-    code_version: str
     software: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs_hash(self) -> str:
+        """Hash of :attr:`inputs`."""
+        return sha256_json(self.inputs)
+
+    @property
+    def upstream(self) -> dict[str, str]:
+        """Data version of each upstream partition, by ``str(Ref)``."""
+        return self.inputs["upstream"]
+
+    @property
+    def code_version(self) -> str:
+        """The asset's code version."""
+        return self.inputs["code_version"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,7 @@ class Manifest:
             **{
                 **raw,
                 "ref": Ref(**raw["ref"]),
-                "audits": tuple(Audit(**audit) for audit in raw["audits"]),
+                "audits": tuple(Audit.from_json(audit) for audit in raw["audits"]),
                 "provenance": Provenance(**raw["provenance"]),
             }
         )

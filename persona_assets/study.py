@@ -6,194 +6,28 @@ edges, counts in the report) is derived from the :class:`Study` object.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
-from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.evaluation.scaffolds import SCAFFOLDS, Scaffold
 from persona_assets.hashing import sha256_json
-from persona_assets.questions.miniature import ATTRIBUTES
-from persona_assets.rationales.arms import ARMS
-
-#: What a path, a partition key and a contrast name can all bear: ``.`` joins the parts of a cell's
-#: key, ``-`` the two arms of a contrast.
-Key = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-Origin = Literal["trained", "carry_over"]
-Axis = Literal["source_loss", "bystander_leakage"]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class MiniatureModel(_Section):
-    """A small Qwen2-architecture model, trained here from the study's seed."""
-
-    kind: Literal["miniature"]
-    max_attempts: Annotated[int, Field(ge=1, le=3)] = 3
-
-
-class HubModel(_Section):
-    """A published chat model at a pinned commit."""
-
-    kind: Literal["hub"]
-    repo: str
-    revision: Revision
-
-
-class MiniatureQuestions(_Section):
-    """Questions about an invented world, generated from the study's seed."""
-
-    kind: Literal["miniature"]
-    n_entities: Annotated[int, Field(ge=8, le=200)] = 60
-    n_eval: Annotated[int, Field(ge=8)] = 96
-
-
-class ArcQuestions(_Section):
-    """ARC-Challenge as published: its train split for rows, its test split for outcomes."""
-
-    kind: Literal["arc_challenge"]
-    repo: str
-    revision: Revision
-
-
-class TemplateRationales(_Section):
-    """Offline, deterministic rationale writers: for the miniature world, or for any question."""
-
-    writer: Literal["miniature", "template"]
-
-
-class ArmUse(_Section):
-    """How the study uses an arm: where its checkpoints come from, and for which sources."""
-
-    origin: Origin
-    sources: tuple[Key, ...] | None = None
-
-
-class TrainingRecipe(_Section):
-    """LoRA fine-tuning of one cell.
-
-    ``alpha`` is LoRA's numerator: updates are scaled by alpha / rank, or by alpha / sqrt(rank)
-    with ``rslora`` (Kalajdzievski 2023).
-    """
-
-    rank: Annotated[int, Field(ge=1)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32
-    rslora: bool = False
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    )
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    epochs: Annotated[int, Field(ge=1)] = 1
-    examples_per_step: Annotated[int, Field(ge=1)] = 16
-    warmup_steps: Annotated[int, Field(ge=0)] = 5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-
-
-class LocalRegistry(_Section):
-    """Carry-over checkpoints of a prior study that this study trains and publishes itself.
-
-    ``revision: lock`` takes the hashes of the registry's generated lock file; the resolved hash
-    is recorded with every checkpoint. Legal for local registries only.
-    """
-
-    kind: Literal["local"]
-    revision: Literal["lock"] = "lock"
-    prior_training: TrainingRecipe
-
-
-class HubRegistry(_Section):
-    """Carry-over checkpoints in folders of a hub repository at a pinned commit.
-
-    ``folder`` is a pattern over ``{source}``, ``{arm}`` and ``{seed}``; ``format`` says whether a
-    folder holds a LoRA adapter or a whole merged model. ``training`` is the recipe they were
-    trained with, as far as it is known: contrasts between recipes are flagged by it.
-    """
-
-    kind: Literal["hub"]
-    repo: str
-    revision: Revision
-    folder: str
-    format: Literal["adapter", "merged"]
-    training: TrainingRecipe
-
-
-class EvaluationSettings(_Section):
-    """How the rationale-then-letter protocol is run."""
-
-    engine: Literal["transformers"] = "transformers"
-    max_rationale_tokens: Annotated[int, Field(ge=1)] = 768
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-
-
-class EquivalenceTest(_Section):
-    """Two one-sided tests against ±margin, each at level alpha (interval of 1 − 2 alpha)."""
-
-    margin: Annotated[float, Field(gt=0)]
-    alpha: Annotated[float, Field(gt=0, lt=0.5)]
-
-
-class ContrastSpec(_Section):
-    """Arm a − arm b on one or two axes, under the study's registered scaffold."""
-
-    hypothesis: Annotated[str, StringConstraints(pattern=r"^H[0-9]+$")]
-    a: Key
-    b: Key
-    axes: Annotated[tuple[Axis, ...], Field(min_length=1)]
-    equivalence: tuple[EquivalenceTest, ...] = ()
-
-
-class InferenceSettings(_Section):
-    """The registered scaffold, and how intervals and p-values are made."""
-
-    scaffold: Key = "persona_cot"
-    resamples: Annotated[int, Field(ge=999)] = 100_000
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    family_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
-
-
-class ComputeSettings(_Section):
-    """Threads of one worker; part of a checkpoint's identity, since sums depend on their order."""
-
-    threads: Annotated[int, Field(ge=1)] = 1
-
-
-class StudyFile(_Section):
-    """The schema of ``data/studies/<name>.yaml``."""
-
-    name: Key
-    title: str
-    seed: Seed
-    demonstration: bool = False
-    base_model: Annotated[MiniatureModel | HubModel, Field(discriminator="kind")]
-    questions: Annotated[MiniatureQuestions | ArcQuestions, Field(discriminator="kind")]
-    rationales: TemplateRationales
-    personas: dict[Key, Annotated[str, StringConstraints(min_length=1)]]
-    sources: Annotated[tuple[Key, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
-    arms: Annotated[dict[Key, ArmUse], Field(min_length=1)]
-    scaffolds: Annotated[tuple[Key, ...], Field(min_length=1)]
-    training: TrainingRecipe
-    carry_over: Annotated[LocalRegistry | HubRegistry, Field(discriminator="kind")] | None = None
-    evaluation: EvaluationSettings
-    contrasts: tuple[ContrastSpec, ...]
-    inference: InferenceSettings
-    compute: ComputeSettings = ComputeSettings()
+from persona_assets.naming import unknown
+from persona_assets.rationales.arms import ARMS, Arm
+from persona_assets.study_rules import Problem, inconsistencies, schema_problem
+from persona_assets.study_schema import (
+    Axis,
+    EquivalenceTest,
+    LocalRegistry,
+    Origin,
+    StudyFile,
+    TrainingRecipe,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +105,25 @@ class Study(StudyFile):
             for axis in spec.axes
         )
 
+    @cached_property
+    def forced_arms(self) -> tuple[str, ...]:
+        """The arms whose kind of rationale some scaffold forces, each once."""
+        forced = (self.scaffold(name).forces for name in self.scaffolds)
+        return tuple(dict.fromkeys(arm for arm in forced if arm is not None))
+
+    def scaffold(self, name: str) -> Scaffold:
+        """A built-in scaffold, or one that the study defines."""
+        if name in self.define.scaffolds:
+            return Scaffold(name, **dict(self.define.scaffolds[name]))
+        return SCAFFOLDS[name]
+
+    def arm(self, name: str) -> Arm:
+        """A built-in arm, or one that the study defines."""
+        if name in self.define.arms:
+            fields = dict(self.define.arms[name])
+            return Arm(name, **fields | {"scaffold": self.scaffold(fields["scaffold"])})
+        return ARMS[name]
+
     def cells_of(self, origin: Origin) -> tuple[Cell, ...]:
         """The cells of one origin."""
         return tuple(cell for cell in self.cells if cell.origin == origin)
@@ -302,10 +155,11 @@ class Study(StudyFile):
 
     def contrast_sources(self, contrast: Contrast) -> tuple[str, ...]:
         """The sources for which both arms of a contrast have cells, in study order."""
-        with_a, with_b = (
-            {cell.source for cell in self.cells if cell.arm == arm}
-            for arm in (contrast.a, contrast.b)
-        )
+        return self.shared_sources(contrast.a, contrast.b)
+
+    def shared_sources(self, a: str, b: str) -> tuple[str, ...]:
+        """The sources for which two arms both have cells, in study order."""
+        with_a, with_b = ({cell.source for cell in self.cells if cell.arm == arm} for arm in (a, b))
         return tuple(source for source in self.sources if source in with_a & with_b)
 
     def bystanders(self, source: str) -> tuple[str, ...]:
@@ -320,18 +174,6 @@ class Study(StudyFile):
         if isinstance(self.carry_over, LocalRegistry):
             return self.carry_over.prior_training
         return self.carry_over.training
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One fault of a study file."""
-
-    field: str
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.what}. {self.remedy}"
 
 
 class StudyError(ValueError):
@@ -378,8 +220,8 @@ def parse_study(text: str, file: Path | str = "<text>") -> Study:
     try:
         study = Study.model_validate(raw)
     except ValidationError as error:
-        raise StudyError(file, [_from_pydantic(e) for e in error.errors()]) from error
-    problems = list(_inconsistencies(study))
+        raise StudyError(file, [schema_problem(e) for e in error.errors()]) from error
+    problems = list(inconsistencies(study))
     if problems:
         raise StudyError(file, problems)
     return study
@@ -399,149 +241,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_REMEDIES = {
-    "missing": "Add the field.",
-    "extra_forbidden": "Remove it, or mend its spelling.",
-    "union_tag_invalid": "Use one of the listed kinds.",
-    "union_tag_not_found": "Add `kind`.",
-}
-
-
-def _from_pydantic(error: Mapping[str, Any]) -> Problem:
-    path = ".".join(str(part) for part in error["loc"] if part != "[key]") or "file"
-    what = f"{error['msg']} (found {str(error['input'])[:80]!r})"
-    remedy = _REMEDIES.get(error["type"], "Give a value of that kind.")
-    if error["type"] == "string_pattern_mismatch":
-        if error["ctx"]["pattern"] == r"^[0-9a-f]{40}$":
-            what = f"{error['input']!r} is not a full commit hash"
-            remedy = "Pin the revision to its full 40-character lower-case hex commit."
-        elif error["ctx"]["pattern"].startswith("^[a-z]"):
-            what = f"{error['input']!r} cannot stand in a path or a partition key"
-            remedy = "Use lower-case letters, digits and underscores, starting with a letter."
-    return Problem(path, what, remedy)
-
-
-def _inconsistencies(study: Study) -> Iterator[Problem]:
-    """What the schema alone cannot see: names that refer to nothing, repeats, missing parts."""
-    yield from _unknown(study.arms, ARMS, "arms", "arm")
-    yield from _unknown(study.scaffolds, SCAFFOLDS, "scaffolds", "scaffold")
-    yield from _unknown(study.sources, study.personas, "sources", "persona")
-    yield from _repeats(study)
-    for arm, use in study.arms.items():
-        yield from _unknown(use.sources or (), study.sources, f"arms.{arm}.sources", "source")
-        if use.sources == ():
-            yield Problem(f"arms.{arm}.sources", "is empty", "Remove it to use every source.")
-    if study.inference.scaffold not in study.scaffolds:
-        yield Problem(
-            "inference.scaffold",
-            f"{study.inference.scaffold!r} is not evaluated",
-            f"Add it to `scaffolds` ({', '.join(study.scaffolds)}).",
-        )
-    if len(study.personas) < 2:
-        yield Problem("personas", "has no bystander", "Name at least two personas.")
-    if study.cells_of("carry_over") and study.carry_over is None:
-        yield Problem(
-            "carry_over", "is missing, but an arm has origin carry_over", "Add the section."
-        )
-    if isinstance(study.carry_over, HubRegistry):
-        yield from _folder_pattern(study.carry_over.folder)
-    miniature = {study.base_model.kind, study.questions.kind, study.rationales.writer} & {
-        "miniature"
-    }
-    if miniature and not (
-        study.base_model.kind == study.questions.kind == study.rationales.writer == "miniature"
-    ):
-        yield Problem(
-            "base_model.kind",
-            "the miniature model, questions and writer share one closed world",
-            "Use `miniature` for base_model.kind, questions.kind and rationales.writer, or "
-            "for none.",
-        )
-    if isinstance(study.carry_over, LocalRegistry) and study.base_model.kind != "miniature":
-        yield Problem(
-            "carry_over.kind",
-            "a local registry is filled by the miniature study's prior_checkpoint",
-            "Use `kind: hub` with a pinned revision.",
-        )
-    if isinstance(study.questions, MiniatureQuestions):
-        n = study.questions.n_entities * len(ATTRIBUTES)
-        if study.questions.n_eval >= n:
-            yield Problem(
-                "questions.n_eval",
-                f"leaves no question to train on: the world has {n}",
-                "Lower it, or raise n_entities.",
-            )
-    yield from _contrast_problems(study)
-
-
-def _contrast_problems(study: Study) -> Iterator[Problem]:
-    seen: set[str] = set()
-    for i, spec in enumerate(study.contrasts):
-        for side, arm in (("a", spec.a), ("b", spec.b)):
-            if arm not in study.arms:
-                yield Problem(
-                    f"contrasts.{i}.{side}",
-                    f"no cell has the arm {arm!r}",
-                    f"Use one of {', '.join(study.arms)}, or add it to `arms`.",
-                )
-        if spec.a == spec.b:
-            yield Problem(f"contrasts.{i}", "contrasts an arm with itself", "Name two arms.")
-        for axis in spec.axes:
-            contrast = Contrast(spec.hypothesis, spec.a, spec.b, axis)
-            if contrast.key in seen:
-                yield Problem(f"contrasts.{i}.axes", f"{contrast.key} occurs twice", "Keep one.")
-            seen.add(contrast.key)
-            if {spec.a, spec.b} <= set(study.arms) and not study.contrast_sources(contrast):
-                yield Problem(
-                    f"contrasts.{i}", "the two arms share no source", "Give them a common source."
-                )
-
-
-def _folder_pattern(folder: str) -> Iterator[Problem]:
-    remedy = "Use {source}, {arm} and {seed}, each once, in a relative path."
-    try:
-        rendered = {
-            folder.format(source=source, arm=arm, seed=seed)
-            for source, arm, seed in (("s", "a", 1), ("t", "a", 1), ("s", "b", 1), ("s", "a", 2))
-        }
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        yield Problem("carry_over.folder", f"is no such pattern ({error!r})", remedy)
-        return
-    if len(rendered) < 4:
-        yield Problem("carry_over.folder", "gives two cells the same folder", remedy)
-    if folder.startswith("/") or ".." in folder.split("/"):
-        yield Problem("carry_over.folder", "leaves the repository", remedy)
-
-
-def _repeats(study: Study) -> Iterator[Problem]:
-    for field in ("sources", "seeds", "scaffolds"):
-        values = getattr(study, field)
-        for value in sorted({v for v in values if values.count(v) > 1}, key=str):
-            yield Problem(field, f"{value!r} occurs twice", "Keep one of them.")
-    prompts = list(study.personas.values())
-    for persona, prompt in study.personas.items():
-        if prompts.count(prompt) > 1:
-            yield Problem(
-                f"personas.{persona}", "has the same prompt as another", "Tell them apart."
-            )
-
-
-def _unknown(names, known, field: str, what: str) -> Iterator[Problem]:
-    for name in names:
-        if name not in known:
-            yield Problem(
-                f"{field}.{name}",
-                f"{name!r} is no {what} known here",
-                f"{_nearest(name, known)}Known: {', '.join(known)}.",
-            )
-
-
-def _nearest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"Did you mean {close[0]!r}? " if close else ""
-
-
 def _lookup(key: str, table: Mapping[str, Any], what: str, study: str) -> Any:
     if key not in table:
-        raise KeyError(f"study {study} has no {what} {key!r}. {_nearest(key, table)}".strip())
+        raise KeyError(unknown(key, table, what, study))
     return table[key]

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from persona_assets import environment
 from persona_assets.audit import audit
+from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.rationales import methods
+from persona_assets.rationales.arms import ARMS
+from persona_assets.rationales.methods import CONSTRUCTIONS
+from persona_assets.rationales.phrases import NEUTRAL, VOICES
 from persona_assets.store import Provenance, Ref, Store
-from persona_assets.study import parse_study
+from persona_assets.study import load_study, parse_study
+from persona_assets_tests.conftest import PROJECT
+
+MINI = Graph(load_study(PROJECT / "data" / "studies" / "mini.yaml"))
 
 
 @pytest.fixture(scope="module")
-def graph(mini) -> Graph:
-    return Graph(mini)
+def graph() -> Graph:
+    return MINI
 
 
 def land(graph: Graph, store: Store, ref: Ref, content: str = "content", audits=()) -> None:
@@ -25,13 +36,7 @@ def land(graph: Graph, store: Store, ref: Ref, content: str = "content", audits=
             ref,
             draft,
             audits=audits,
-            provenance=Provenance(
-                "run",
-                freshness.inputs_hash(ref),
-                freshness.upstream_versions(ref),
-                graph.study.content_hash,
-                graph.assets[ref.asset].code_version,
-            ),
+            provenance=Provenance("run", freshness.inputs(ref), graph.study.content_hash),
         )
 
 
@@ -73,6 +78,7 @@ def test_partitions_follow_the_grid(graph, length_matched):
         "rationales": 22,
         "training_dataset": 66,
         "prior_checkpoint": 27,
+        "prior_accuracies": 27,
         "checkpoint": 66,
         "cell_outcomes": 66,
         "contrast_estimate": 8,
@@ -94,11 +100,11 @@ def test_a_contrast_is_made_from_exactly_its_cells(graph, mini):
         assert cells == {cell.key for cell in mini.contrast_cells(contrast)}
 
 
-def test_what_has_not_landed_is_missing_and_what_stands_on_it_cannot_be_hashed(graph, tmp_path):
+def test_what_stands_on_what_has_not_landed_has_no_inputs_yet(graph, tmp_path):
     freshness = Freshness(graph, Store(tmp_path, "mini"))
     assert freshness.state(Ref("tokenizer")) == "missing"
     with pytest.raises(KeyError, match="tokenizer"):
-        freshness.inputs_hash(Ref("base_model"))
+        freshness.inputs(Ref("base_model"))
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +138,101 @@ def test_added_persona_stales_evaluations_only(landed, study_texts, mini):
         "  pilot: You are a pilot who flies planes.\n  villain:",
     )
     found = stale(graph, landed)
+    evaluations = {"baseline_outcomes", "cell_outcomes", "prior_accuracies"}
+    groups = {graph.assets[name].group for name in found.keys() - evaluations}
+    assert groups == {"analysis", "report"}
     assert found["cell_outcomes"] == {cell.key for cell in mini.cells}
     assert found["baseline_outcomes"] == {None}
-    untouched = {"tokenizer", "question_bank", "base_model", "rationales", "training_dataset"}
-    assert not untouched & found.keys()
-    assert {cell.key for cell in mini.cells_of("trained")}.isdisjoint(found.get("checkpoint", ()))
+    why = Freshness(graph, landed).why(Ref("baseline_outcomes"))
+    assert 'personas.pilot was null and is "You are a pilot who flies planes."' in why
+
+
+@pytest.fixture(scope="module")
+def real(length_matched) -> Graph:
+    return Graph(length_matched)
+
+
+@pytest.fixture(scope="module")
+def real_landed(real, tmp_path_factory) -> Store:
+    store = Store(tmp_path_factory.mktemp("store"), "length_matched")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in (environment.ARC_DIR, environment.TOKENIZER_DIR):
+            patch.delenv(variable, raising=False)
+        land_everything(real, store)
+    return store
+
+
+@pytest.fixture
+def hub_only(monkeypatch):
+    for variable in (environment.ARC_DIR, environment.TOKENIZER_DIR):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def cells_of(study, *conditions: str) -> set[str]:
+    return {cell.key for cell in study.cells if cell.condition in conditions}
+
+
+def is_exactly_stale(graph: Graph, store: Store, conditions: set[str]) -> None:
+    """These conditions are stale from their rationales on, and no other partition of a cell."""
+    found, cells = stale(graph, store), cells_of(graph.study, *conditions)
+    assert found["rationales"] == conditions
+    assert found["training_dataset"] == cells
+    trained = {cell.key for cell in graph.study.cells_of("trained")}
+    assert found.get("checkpoint", set()) == cells & trained
+    assert found.get("cell_outcomes", set()) == cells & trained
+    assert not {"tokenizer", "question_bank", "base_model", "baseline_outcomes"} & found.keys()
+
+
+@pytest.mark.usefixtures("hub_only")
+def test_a_reworded_voice_stales_what_is_written_in_it_only(real, real_landed, monkeypatch):
+    reworded = replace(VOICES["librarian"], closings=("Bzzt, the index says so.",))
+    monkeypatch.setitem(VOICES, "librarian", reworded)
+    arms = ("persona_cot", "contradicting_cot", "persona_cot_correct")
+    is_exactly_stale(real, real_landed, {f"librarian.{arm}" for arm in arms})
+    cell = "librarian.contradicting_cot.42"
+    why = Freshness(real, real_landed).why(Ref("cell_outcomes", cell))
+    assert why == (
+        "rationales[librarian.contradicting_cot] was made from other inputs: the source of "
+        "phrases, librarian changed"
+    )
+
+
+@pytest.mark.parametrize("construction", ["garbage", "scrambled"])
+@pytest.mark.usefixtures("hub_only")
+def test_a_changed_construction_stales_its_arm_only(
+    real, real_landed, graph, landed, monkeypatch, construction
+):
+    monkeypatch.setitem(CONSTRUCTIONS, construction, lambda batch: [])
+    arm = {"garbage": "garbage_cot", "scrambled": "scrambled_english_cot"}[construction]
+    for each, store in ((real, real_landed), (graph, landed)):
+        is_exactly_stale(each, store, {f"{source}.{arm}" for source in each.study.sources})
+
+
+@pytest.mark.usefixtures("hub_only")
+def test_a_changed_arm_stales_its_cells_only(real, real_landed, monkeypatch):
+    garbage = ARMS["garbage_cot"]
+    monkeypatch.setitem(ARMS, "garbage_cot", replace(garbage, scaffold=SCAFFOLDS["persona_cot"]))
+    arm = {f"{source}.garbage_cot" for source in real.study.sources}
+    is_exactly_stale(real, real_landed, arm)
+
+
+@pytest.mark.usefixtures("hub_only")
+def test_a_reworded_reference_concerns_every_row_that_is_held_against_it(
+    real, real_landed, monkeypatch
+):
+    """Token budgets are matched to it; where rows come out as they were, nothing is retrained."""
+    monkeypatch.setattr(methods, "NEUTRAL", replace(NEUTRAL, closings=("So be it.",)))
+    assert stale(real, real_landed)["rationales"] == set(real.study.conditions)
+
+
+@pytest.mark.parametrize("name", MINI.assets)
+def test_a_raised_code_version_stales_every_partition(graph, landed, name):
+    raised = Graph(graph.study)
+    asset = replace(graph.assets[name], code_version="2")
+    raised.__dict__["assets"] = {**graph.assets, name: asset}
+    found = stale(raised, landed)
+    assert found[name] == {ref.key for ref in asset.refs()}
+    assert Freshness(raised, landed).reasons(asset.refs()[0]) == ['code_version was "1" and is "2"']
 
 
 def test_changed_title_stales_what_shows_it_only(landed, study_texts):
@@ -149,9 +245,8 @@ def test_batch_size_stales_what_is_measured_only(landed, study_texts, mini):
     graph = changed(study_texts["mini"], "batch_size: 256", "batch_size: 128")
     found = stale(graph, landed)
     assert found["cell_outcomes"] == {cell.key for cell in mini.cells}
-    assert not {"base_model", "rationales", "training_dataset"} & found.keys()
-    trained = {cell.key for cell in mini.cells_of("trained")}
-    assert trained.isdisjoint(found["checkpoint"])
+    made = {"base_model", "rationales", "training_dataset", "prior_checkpoint", "checkpoint"}
+    assert not made & found.keys()
 
 
 def test_missing_and_damaged_files_count_as_missing(graph, tmp_path):
@@ -192,6 +287,55 @@ def test_local_files_are_inputs(length_matched, tmp_path, monkeypatch):
     assert len({str(without), str(one), str(settings(None))}) == 3
 
 
+def test_a_name_finds_its_partitions(graph):
+    cell = "librarian.persona_cot.42"
+    of_cell = ("training_dataset", "prior_checkpoint", "prior_accuracies", "checkpoint")
+    assert graph.find(cell) == (
+        Ref("rationales", "librarian.persona_cot"),
+        *(Ref(asset, cell) for asset in (*of_cell, "cell_outcomes")),
+    )
+    assert graph.find("report") == (Ref("report"),)
+    assert graph.find(f"checkpoint[{cell}]") == (Ref("checkpoint", cell),)
+    assert len(graph.find("checkpoint")) == 66
+    with pytest.raises(
+        KeyError, match=r"no cell, asset or partition 'librarian.persona_cot.43'. Did"
+    ):
+        graph.find("librarian.persona_cot.43")
+
+
+def test_ancestors_are_what_an_asset_is_made_from(graph):
+    data = {"tokenizer", "question_bank", "rationales", "training_dataset"}
+    assert graph.ancestors("training_dataset") == data
+    assert graph.ancestors("checkpoint") == data | {"base_model", "prior_checkpoint", "checkpoint"}
+    assert "prior_accuracies" not in graph.ancestors("report")
+    with pytest.raises(KeyError, match=r"no asset 'checkpoints'\. Did you mean 'checkpoint'"):
+        graph.ancestors("checkpoints")
+
+
+def test_reasons_name_every_root_and_every_changed_input(graph, tmp_path, study_texts):
+    store = Store(tmp_path, "mini")
+    land_everything(graph, store)
+    cell = "librarian.garbage_cot.42"
+    assert Freshness(graph, store).reasons(Ref("checkpoint", cell)) == []
+    land(graph, store, Ref("training_dataset", cell), "other rows")
+    text = study_texts["mini"].replace("learning_rate: 2.0e-3", "learning_rate: 1.0e-3")
+    edited = Freshness(Graph(parse_study(text)), store)
+    assert edited.reasons(Ref("checkpoint", cell)) == [
+        "recipe.learning_rate was 0.002 and is 0.001",
+        f"training_dataset[{cell}] has other content",
+    ]
+    assert edited.reasons(Ref("cell_outcomes", cell)) == [
+        f"checkpoint[{cell}] was made from other inputs: recipe.learning_rate was 0.002 and is "
+        "0.001 and 1 more"
+    ]
+    empty = Freshness(graph, Store(tmp_path / "empty", "mini"))
+    assert empty.reasons(Ref("checkpoint", cell)) == [
+        f"checkpoint[{cell}] has not landed",
+        "tokenizer has not landed",
+        "question_bank has not landed",
+    ]
+
+
 def test_same_content_again_stales_nothing(graph, tmp_path):
     store = Store(tmp_path, "mini")
     land_everything(graph, store)
@@ -211,7 +355,8 @@ def test_other_content_stales_exactly_what_is_made_from_it(graph, tmp_path, mini
     }
     assert "training_dataset" not in found
     why = Freshness(graph, store).why(Ref("cell_outcomes", cell))
-    assert why == f"checkpoint[{cell}] was made from other training_dataset[{cell}]"
+    changed = f"training_dataset[{cell}] has other content"
+    assert why == f"checkpoint[{cell}] was made from other inputs: {changed}"
 
 
 def test_failed_blocking_check_makes_a_partition_unusable(graph, tmp_path):

@@ -76,3 +76,22 @@ def test_landed_cells_complete_a_glob(graph, tmp_path):
 def test_a_glob_without_a_cell_is_refused(graph, tmp_path):
     with pytest.raises(ValueError, match=r"no cell of study mini matches 'plumber\.\*'"):
         plan(graph, Store(tmp_path, "mini"), "plumber.*")
+
+
+def test_up_to_an_asset_is_what_it_is_made_from(graph, tmp_path):
+    store = Store(tmp_path, "mini")
+    data = plan(graph, store, "librarian.*.42", up_to="training_dataset")
+    assert jobs(data) == {"inputs": 2, "rationales": 7, "cell": 7}
+    assert {ref.asset for unit in data.units for ref in unit.refs} == {
+        "tokenizer",
+        "question_bank",
+        "rationales",
+        "training_dataset",
+    }
+    assert data.left_out == []
+    checkpoints = plan(graph, store, "librarian.*.42", up_to="checkpoint")
+    assert jobs(checkpoints)["prior_checkpoints"] == 3
+    assert "prior_accuracies" not in {r.asset for unit in checkpoints.units for r in unit.refs}
+    assert jobs(plan(graph, store, up_to="multiplicity"))["contrasts"] == 8
+    with pytest.raises(ValueError, match=r"no asset 'dataset'\. Did you mean"):
+        plan(graph, store, up_to="dataset")

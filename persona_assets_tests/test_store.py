@@ -14,7 +14,13 @@ import pytest
 from persona_assets.audit import audit
 from persona_assets.store import Manifest, Provenance, Ref, Store, StoreError, write_atomically
 
-MADE_BY = Provenance("run-1", "inputs", {"question_bank": "v1"}, "study", "1", {"polars": "2"})
+INPUTS = {
+    "code_version": "1",
+    "settings": {"seed": 186},
+    "sources": {},
+    "upstream": {"question_bank": "v1"},
+}
+MADE_BY = Provenance("run-1", INPUTS, "study", {"polars": "2"})
 
 
 def land(store: Store, ref: Ref, value: int, **more) -> Manifest:

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.rationales.arms import ARMS
 from persona_assets.study import StudyError, load_study, parse_study
 
 
@@ -133,6 +135,111 @@ WRONG = {
         "or for none",
     ),
 }
+
+
+def define(kind: str, name: str, fields: str) -> tuple[str, str]:
+    """An edit that defines an arm or a scaffold."""
+    return "\narms:\n", f"\ndefine: {{{kind}: {{{name}: {{{fields}}}}}}}\narms:\n"
+
+
+ARM = "scaffold: generic_cot, target: wrong, rationale: written"
+WRONG |= {
+    "defined arm of a built-in name": (
+        *define("arms", "generic_cot", ARM),
+        "define.arms.generic_cot",
+        "another name",
+    ),
+    "defined arm in an unknown scaffold": (
+        *define("arms", "mine", ARM.replace("generic_cot", "generic_cott")),
+        "define.arms.mine.scaffold.generic_cott",
+        "Did you mean 'generic_cot'",
+    ),
+    "defined arm made in an unknown way": (
+        *define("arms", "mine", ARM.replace("written", "shuffled")),
+        "define.arms.mine.rationale.shuffled",
+        "Known: none, written, garbage, scrambled",
+    ),
+    "defined arm with a rationale and no tag": (
+        *define("arms", "mine", ARM.replace("generic_cot", "no_cot")),
+        "define.arms.mine.rationale",
+        "mend either",
+    ),
+    "defined scaffold of a built-in name": (
+        *define("scaffolds", "no_cot", "tag: plan"),
+        "define.scaffolds.no_cot",
+        "another name",
+    ),
+    "scaffold that generates outside a tag": (
+        *define("scaffolds", "mine", "generates: true"),
+        "define.scaffolds.mine.tag",
+        "Add it",
+    ),
+    "scaffold that generates what it forces": (
+        *define("scaffolds", "mine", "tag: thinking, generates: true, forces: generic_cot"),
+        "define.scaffolds.mine.generates",
+        "Keep one",
+    ),
+    "scaffold that forces an unknown arm": (
+        *define("scaffolds", "mine", "tag: thinking, forces: generic_cott"),
+        "define.scaffolds.mine.forces.generic_cott",
+        "Did you mean",
+    ),
+    "scaffold that forces no rationale": (
+        *define("scaffolds", "mine", "tag: thinking, forces: no_cot"),
+        "define.scaffolds.mine.forces",
+        "another arm",
+    ),
+    "tag that breaks out of its brackets": (
+        *define("scaffolds", "mine", "tag: 'thinking><b', generates: true"),
+        "define.scaffolds.mine.tag",
+        "",
+    ),
+    "tag that the miniature model does not know": (
+        *define("scaffolds", "mine", "tag: plan, generates: true"),
+        "define.scaffolds.mine.tag",
+        "thinking, persona-thinking",
+    ),
+    "chat endpoint that is no URL": (
+        "rationales: {writer: miniature}",
+        "rationales: {writer: chat_api, base_url: 'http://localhost:port/v1', model: m, "
+        "usd_per_million_input_tokens: 1, usd_per_million_output_tokens: 1}",
+        "rationales.chat_api.base_url",
+        "",
+    ),
+    "chat endpoint without a budget": (
+        "rationales: {writer: miniature}",
+        "rationales: {writer: chat_api, base_url: 'http://localhost', model: m, "
+        "usd_per_million_input_tokens: 1, usd_per_million_output_tokens: 1}",
+        "rationales.chat_api.budget_usd",
+        "Add the field",
+    ),
+}
+
+
+def test_a_study_defines_arms_and_scaffolds_of_its_own(study_texts):
+    text = study_texts["mini"].replace(*define("arms", "context_cot", f"{ARM}, loss_on: answer"))
+    text = text.replace(
+        "define: {",
+        "define: {scaffolds: {forced: {tag: thinking, forces: "
+        "context_cot}, own: {tag: persona-thinking}}, ",
+        1,
+    )
+    text = text.replace(
+        "arms:\n  garbage_cot:", "arms:\n  context_cot: {origin: trained}\n  garbage_cot:"
+    )
+    study = parse_study(text.replace("empty_persona_cot]", "empty_persona_cot, forced, own]"))
+    arm, forced, own = study.arm("context_cot"), study.scaffold("forced"), study.scaffold("own")
+    assert (arm.scaffold.name, arm.loss_on, arm.rationale) == ("generic_cot", "answer", "written")
+    assert (forced.opening, forced.forces, forced.generates) == (
+        "<thinking>\n",
+        "context_cot",
+        False,
+    )
+    assert (own.tag, own.forces, own.generates) == ("persona-thinking", None, False)
+    assert study.forced_arms == ("context_cot",)
+    assert len(study.cells) == 78
+    assert study.arm("generic_cot") == ARMS["generic_cot"]
+    assert study.scaffold("no_cot") == SCAFFOLDS["no_cot"]
 
 
 @pytest.mark.parametrize("case", WRONG, ids=str)

@@ -15,6 +15,8 @@ MAKERS: Mapping[str, Maker] = {
     "rationales": training_data.rationales,
     "training_dataset": training_data.training_dataset,
     "prior_checkpoint": checkpoints.prior_checkpoint,
+    "prior_accuracies": evaluation.prior_accuracies,
+    "forced_rationales": evaluation.forced_rationales,
     "checkpoint": checkpoints.checkpoint,
     "baseline_outcomes": evaluation.baseline_outcomes,
     "cell_outcomes": evaluation.cell_outcomes,

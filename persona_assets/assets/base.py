@@ -174,10 +174,8 @@ def _materialize(
         return _result(store, manifest, {})
     provenance = Provenance(
         run_id=context.run_id,
-        inputs_hash=freshness.inputs_hash(ref),
-        upstream=freshness.upstream_versions(ref),
+        inputs=freshness.inputs(ref),
         study_hash=graph.study.content_hash,
-        code_version=graph.assets[ref.asset].code_version,
         software={name: importlib.metadata.version(name) for name in _SOFTWARE},
     )
     started = time.perf_counter()

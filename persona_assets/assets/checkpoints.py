@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 
@@ -10,13 +9,13 @@ import polars as pl
 
 from persona_assets import environment
 from persona_assets.assets.base import Made, Task
-from persona_assets.assets.evaluation import measure, resident_base
+from persona_assets.assets.evaluation import resident_base
 from persona_assets.assets.metadata import inline_plot
 from persona_assets.audit import Audit, audit
 from persona_assets.questions.bank import from_frame
 from persona_assets.residency import resident_tokenizer
 from persona_assets.store import write_atomically
-from persona_assets.study import HubRegistry, TrainingRecipe
+from persona_assets.study_schema import HubRegistry, TrainingRecipe
 from persona_assets.training.checkpoints import adapter_hash, fits_base
 from persona_assets.training.dataset import build_dataset
 from persona_assets.training.registry import CheckpointRegistry, FolderRegistry, HubFolders
@@ -28,7 +27,7 @@ def checkpoint(task: Task) -> Made:
 
 
 def prior_checkpoint(task: Task) -> Made:
-    """The prior study's cell: trained by its own recipe, evaluated to averages, published."""
+    """The prior study's cell: trained by its own recipe, published to the local registry."""
     cell, questions = task.cell, from_frame(task.frame("question_bank"))
     rows = build_dataset(
         task.study,
@@ -38,13 +37,6 @@ def prior_checkpoint(task: Task) -> Made:
         resident_tokenizer(task.directory("tokenizer")),
     )
     losses = _train(task, rows, task.study.recipe(cell))
-    measured, _ = measure(task, task.draft)
-    averages = (
-        measured.group_by("persona", "scaffold", maintain_order=True)
-        .agg(pl.col("is_correct").sum().alias("correct"), pl.len().alias("questions"))
-        .to_dicts()
-    )
-    (task.draft / "accuracies.json").write_text(json.dumps(averages, indent=1), "utf-8")
     sha256 = _local_registry(task).publish(cell.key, task.draft)
     return Made(
         audits=[_loss_fell(losses)],

@@ -20,8 +20,9 @@ from persona_assets.evaluation.outcomes import (
     reachability_audit,
     truncation_audit,
 )
-from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.questions.bank import from_frame
+from persona_assets.rationales.condition import write_rows
+from persona_assets.rationales.methods import make_writer
 from persona_assets.residency import resident_model, resident_tokenizer, set_threads
 
 if TYPE_CHECKING:
@@ -39,6 +40,47 @@ def cell_outcomes(task: Task) -> Made:
     folder = task.directory("checkpoint", task.key)
     sha256 = task.manifest("checkpoint", task.key).data_version
     return _land(task, *measure(task, folder), sha256)
+
+
+def forced_rationales(task: Task) -> Made:
+    """One arm's kind of rationale for every persona and eval question."""
+    study, arm, writer = task.study, task.study.arm(task.key), make_writer(task.study)
+    questions = from_frame(task.frame("question_bank"))
+    asked = [q for q in questions if q.split == "eval"]
+    tokenizer = resident_tokenizer(task.directory("tokenizer"))
+    frame = pl.concat(
+        write_rows(study, persona, arm, asked, questions, tokenizer, writer).select(
+            pl.lit(persona).alias("persona"), "question_id", "rationale", "problem"
+        )
+        for persona in study.personas
+    )
+    task.write(frame, "rationales")
+    unusable = frame.filter(pl.col("problem").is_not_null())
+    return Made(
+        audits=[
+            audit(
+                "usable",
+                unusable.is_empty(),
+                observed=f"{unusable.height} of {frame.height} rationales cannot be used",
+                threshold="0 rationales: every persona answers every question",
+                remedy="Choose another writer, or see why its rationales cannot be used.",
+                rows=unusable.select("persona", "question_id", "problem").head(20).to_dicts(),
+            )
+        ],
+        summary={"rows": frame.height, **writer.accounting},
+        metadata=table_preview(frame),
+    )
+
+
+def prior_accuracies(task: Task) -> Made:
+    """What an earlier experiment kept of a cell: averages only."""
+    measured, _ = measure(task, task.directory("prior_checkpoint", task.key))
+    frame = measured.group_by("persona", "scaffold", maintain_order=True).agg(
+        pl.col("is_correct").sum().cast(pl.Int64).alias("correct"),
+        pl.len().cast(pl.Int64).alias("questions"),
+    )
+    task.write(frame, "accuracies")
+    return Made(summary={"rows": frame.height}, metadata=table_preview(frame))
 
 
 def resident_base(task: Task, dtype: str) -> PreTrainedModel:
@@ -82,9 +124,21 @@ def measure(task: Task, checkpoint: Path | None) -> tuple[pl.DataFrame, dict[str
             tokenizer,
             study.personas,
             [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"],
-            [SCAFFOLDS[name] for name in study.scaffolds],
+            [study.scaffold(name) for name in study.scaffolds],
+            _forced(task),
         )
         return rows, engine.fingerprint
+
+
+def _forced(task: Task) -> dict[tuple[str, str, str], str]:
+    """The rationales to put in place of generated ones, by (arm, persona, question id)."""
+    return {
+        (arm, persona, question): text
+        for arm in task.study.forced_arms
+        for persona, question, text in task.frame("forced_rationales", arm)
+        .select("persona", "question_id", "rationale")
+        .iter_rows()
+    }
 
 
 def _prompts_are_known(task: Task) -> Audit:

@@ -17,7 +17,8 @@ from persona_assets.questions.arc import ArcError, overlap_audits, read_bank
 from persona_assets.questions.bank import Question, content_hash, from_frame, to_frame
 from persona_assets.questions.miniature import VOICES, World
 from persona_assets.residency import set_threads
-from persona_assets.study import ArcQuestions, HubModel, Study
+from persona_assets.study import Study
+from persona_assets.study_schema import ArcQuestions, HubModel
 
 _MODEL_FILES = (
     "*.safetensors",

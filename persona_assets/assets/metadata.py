@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import dagster as dg
 import polars as pl
 
-from persona_assets.reporting.markdown import inline
+from persona_assets.reporting.markdown import inline, picture
 
 _MAX_ROWS, _MAX_CELL = 5, 80
 
@@ -36,11 +35,6 @@ def _cell(value: Any) -> str:
     return inline(text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…")
 
 
-def data_uri(svg: bytes) -> str:
-    """An SVG as a URI that holds it."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
-
-
 def inline_plot(svg: bytes) -> dg.MarkdownMetadataValue:
     """An SVG as Markdown that the UI shows in place."""
-    return dg.MetadataValue.md(f"![plot]({data_uri(svg)})")
+    return dg.MetadataValue.md(str(picture(svg)))

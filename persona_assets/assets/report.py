@@ -8,7 +8,8 @@ import dagster as dg
 import polars as pl
 
 from persona_assets.assets.base import Made, Task
-from persona_assets.assets.metadata import data_uri, inline_plot
+from persona_assets.assets.metadata import inline_plot
+from persona_assets.reporting.markdown import data_uri
 from persona_assets.store import Ref
 
 

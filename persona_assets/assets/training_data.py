@@ -5,30 +5,30 @@ from __future__ import annotations
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import table_preview
 from persona_assets.questions.bank import from_frame
-from persona_assets.rationales.condition import filler_lexicon, write_condition
-from persona_assets.rationales.miniature import MiniatureWriter
-from persona_assets.rationales.template import TemplateWriter
-from persona_assets.rationales.writers import RationaleWriter
+from persona_assets.rationales.condition import write_condition
+from persona_assets.rationales.methods import make_writer
 from persona_assets.residency import resident_tokenizer
-from persona_assets.study import Study
 from persona_assets.training.audits import audit_dataset
-from persona_assets.training.dataset import build_dataset
-
-_WRITERS = {"miniature": MiniatureWriter, "template": TemplateWriter}
+from persona_assets.training.dataset import build_dataset, training_data_version
 
 
 def rationales(task: Task) -> Made:
     """One condition's rationales, written or constructed."""
+    writer = make_writer(task.study)
     frame, audits = write_condition(
         task.study,
         task.key,
         from_frame(task.frame("question_bank")),
         resident_tokenizer(task.directory("tokenizer")),
-        _writer(task.study),
+        writer,
     )
     task.write(frame, "rationales")
     shown = frame.select("question_id", "correct_letter", "target_letter", "rationale")
-    return Made(audits=audits, summary={"rows": frame.height}, metadata=table_preview(shown))
+    return Made(
+        audits=audits,
+        summary={"rows": frame.height, **writer.accounting},
+        metadata=table_preview(shown),
+    )
 
 
 def training_dataset(task: Task) -> Made:
@@ -48,7 +48,7 @@ def training_dataset(task: Task) -> Made:
             questions,
             rationales=rationales,
             tokenizer=tokenizer,
-            lexicon=filler_lexicon(study, questions, tokenizer, _writer(study)),
+            writer=make_writer(study),
         ),
         summary={
             "rows": frame.height,
@@ -56,8 +56,5 @@ def training_dataset(task: Task) -> Made:
             "origin": cell.origin,
         },
         metadata=table_preview(shown),
+        data_version=training_data_version(frame),
     )
-
-
-def _writer(study: Study) -> RationaleWriter:
-    return _WRITERS[study.rationales.writer]()

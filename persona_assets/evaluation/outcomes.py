@@ -36,9 +36,9 @@ MEASURED = pl.Schema(
 )
 
 #: The ``outcomes`` table. ``source``, ``arm``, ``seed``, ``origin`` and ``is_source`` are null for
-#: the baseline; ``stop_reason`` is null, ``rationale`` empty and ``rationale_tokens`` 0 where
-#: nothing is generated. ``letter_logprobs`` are the entries of a map from letter to nats (DuckDB:
-#: ``map_from_entries``).
+#: the baseline; ``rationale`` is what stands in the scaffold's tag, generated or forced, and else
+#: empty; ``stop_reason`` is null and ``truncated`` false where nothing is generated.
+#: ``letter_logprobs`` are the entries of a map from letter to nats (DuckDB: ``map_from_entries``).
 SCHEMA = pl.Schema(
     {
         "study": pl.String,

@@ -3,7 +3,7 @@
 1. The prompt is the chat template applied to (persona's system prompt, question), plus the
    scaffold's opening.
 2. Under a generating scaffold the model writes a rationale, greedily, until a stop (see
-   :data:`StopReason`).
+   :data:`StopReason`); under a content-forcing one a given text takes its place.
 3. The stop text is dropped, the rationale right-stripped, the scaffold closed, and the *whole
    string*, which ends in ``Answer:``, is encoded once. The prediction is the question's own letter
    with the highest next-token log-probability (:func:`predict`).
@@ -17,14 +17,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import polars as pl
 
-from persona_assets.chat import chat_prompt, encode
+from persona_assets.chat import chat_prompt, encode, refuse_special_tokens
 from persona_assets.evaluation.outcomes import MEASURED
 from persona_assets.evaluation.scaffolds import ANCHOR, SCAFFOLDS, Scaffold
 from persona_assets.questions.bank import Question, user_message
@@ -32,13 +33,9 @@ from persona_assets.questions.bank import Question, user_message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Why a rationale ended: the scaffold's own closing tag, the other scaffold's, the answer's
-#: anchor, the end of the turn, or the token limit (a *truncated* rationale).
+#: Why a rationale ended: the scaffold's own closing tag, another scaffold's, the answer's anchor,
+#: the end of the turn, or the token limit (a *truncated* rationale).
 StopReason = Literal["tag", "wrong_tag", "answer", "eot", "length"]
-
-_CLOSING_TAGS = tuple(
-    f"</{tag}>" for tag in dict.fromkeys(s.tag for s in SCAFFOLDS.values()) if tag
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +50,18 @@ class PromptGroup:
         question: The question.
         chat: The prompt up to where the assistant's turn begins (``chat.chat_prompt``).
         scaffolds: The scaffolds to answer under.
+        forced: The rationale, right-stripped, of each arm that one of the scaffolds forces.
     """
 
     persona: str
     question: Question
     chat: str
     scaffolds: tuple[Scaffold, ...]
+    forced: Mapping[str, str] = field(default_factory=dict)
+
+    def given_rationale(self, scaffold: Scaffold) -> str:
+        """What stands in the tag without being generated: the forced text, or nothing."""
+        return self.forced[scaffold.forces] if scaffold.forces else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Answer:
         persona: The persona's key.
         scaffold: The scaffold's key.
         question_id: The question's id.
-        rationale: The rationale as it stands in the prompt; empty where none is generated.
+        rationale: The rationale as it stands in the prompt, generated or forced; else empty.
         rationale_tokens: Tokens of ``rationale`` encoded by itself.
         stop_reason: Why generation ended; None where nothing is generated.
         letter_logprobs: Full-vocabulary next-token log-probability in nats, at temperature 1, of
@@ -133,13 +136,22 @@ def end_of_turn(
     return tuple(tokenizer.decode([i]) for i in ids if i is not None)
 
 
-def stop_strings(end_of_turn: Sequence[str]) -> tuple[str, ...]:
-    """Every text that ends a rationale, whatever the scaffold."""
-    return (*_CLOSING_TAGS, ANCHOR, *end_of_turn)
+def closing_tags(scaffolds: Iterable[Scaffold] = ()) -> tuple[str, ...]:
+    """The closing tags of the built-in scaffolds and of ``scaffolds``, each once."""
+    known = (*SCAFFOLDS.values(), *scaffolds)
+    return tuple(dict.fromkeys(scaffold.closing_tag for scaffold in known if scaffold.tag))
+
+
+def stop_strings(end_of_turn: Sequence[str], scaffolds: Iterable[Scaffold] = ()) -> tuple[str, ...]:
+    """Every text that ends a rationale where ``scaffolds`` are evaluated, under each of them."""
+    return (*closing_tags(scaffolds), ANCHOR, *end_of_turn)
 
 
 def cut_rationale(
-    text: str, scaffold: Scaffold, end_of_turn: Sequence[str]
+    text: str,
+    scaffold: Scaffold,
+    end_of_turn: Sequence[str],
+    scaffolds: Iterable[Scaffold] = (),
 ) -> tuple[str, StopReason]:
     """Cut generated ``text`` at the first stop in it.
 
@@ -147,23 +159,26 @@ def cut_rationale(
         text: The generated tokens as text, special tokens included.
         scaffold: The scaffold it was generated under.
         end_of_turn: The texts that end a turn (see :func:`end_of_turn`).
+        scaffolds: The scaffolds evaluated beside it: their closing tags are stops as well, like
+            those of the built-in ones.
 
     Returns:
         The text before the stop, right-stripped, and the reason; ``length`` if there is no stop.
     """
-    found = [(at, stop) for stop in stop_strings(end_of_turn) if (at := text.find(stop)) >= 0]
+    stops = stop_strings(end_of_turn, (scaffold, *scaffolds))
+    found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
     if not found:
         return text.rstrip(), "length"
     at, stop = min(found)
-    return text[:at].rstrip(), _stop_reason(stop, scaffold)
+    return text[:at].rstrip(), _stop_reason(stop, scaffold, end_of_turn)
 
 
-def _stop_reason(stop: str, scaffold: Scaffold) -> StopReason:
-    if stop == f"</{scaffold.tag}>":
+def _stop_reason(stop: str, scaffold: Scaffold, end_of_turn: Sequence[str]) -> StopReason:
+    if stop == scaffold.closing_tag:
         return "tag"
-    if stop in _CLOSING_TAGS:
-        return "wrong_tag"
-    return "answer" if stop == ANCHOR else "eot"
+    if stop == ANCHOR:
+        return "answer"
+    return "eot" if stop in end_of_turn else "wrong_tag"
 
 
 def letter_prompt(chat: str, scaffold: Scaffold, rationale: str = "") -> str:
@@ -171,16 +186,19 @@ def letter_prompt(chat: str, scaffold: Scaffold, rationale: str = "") -> str:
     return chat + scaffold.opening + scaffold.close(rationale)
 
 
-def letter_token_ids(tokenizer: PreTrainedTokenizerBase, letters: str) -> dict[str, int]:
+def letter_token_ids(
+    tokenizer: PreTrainedTokenizerBase, letters: str, scaffolds: Iterable[Scaffold] = ()
+) -> dict[str, int]:
     """The token that each letter is, after ``Answer:``, in training rows and prompts alike.
 
-    Found by encoding the whole string with and without the letter, under every scaffold: the one
-    must be the other plus exactly one token.
+    Found by encoding the whole string with and without the letter, under every built-in scaffold
+    and each of ``scaffolds``: the one must be the other plus exactly one token.
 
     Raises:
         ValueError: a letter is not one token of its own there; names tokenizer and letter.
     """
-    stems = [letter_prompt("", scaffold) for scaffold in SCAFFOLDS.values()]
+    known = (*SCAFFOLDS.values(), *scaffolds)
+    stems = list(dict.fromkeys(letter_prompt("", scaffold) for scaffold in known))
     stem_ids = encode(tokenizer, stems)
     tokens = {}
     for letter in letters:
@@ -212,6 +230,7 @@ def evaluate(
     personas: Mapping[str, str],
     questions: Sequence[Question],
     scaffolds: Sequence[Scaffold],
+    forced: Mapping[tuple[str, str, str], str] = MappingProxyType({}),
 ) -> pl.DataFrame:
     """Ask every question of every persona under every scaffold.
 
@@ -221,18 +240,26 @@ def evaluate(
         personas: System prompt of each persona.
         questions: The evaluation questions; ids unique.
         scaffolds: The scaffolds.
+        forced: The rationales that content-forcing scaffolds put in their tag, by (arm, persona,
+            question id).
 
     Returns:
         One row a persona × scaffold × question, in the order of the arguments, with the columns
         ``outcomes.MEASURED``.
 
     Raises:
-        ValueError: the engine's answers are not exactly that grid, an answer's letters are not
-            its question's own, or a log-probability is not finite; says which.
+        ValueError: before anything is computed: a text to force is missing, or a text holds a
+            special token of the chat template; afterwards: the engine's answers are not exactly
+            that grid, an answer's letters are not its question's own, or a log-probability is not
+            finite. Says which.
     """
     groups = [
         PromptGroup(
-            name, question, chat_prompt(tokenizer, system, user_message(question)), tuple(scaffolds)
+            name,
+            question,
+            chat_prompt(tokenizer, system, user_message(question)),
+            tuple(scaffolds),
+            _forced_rationales(tokenizer, scaffolds, name, question, forced),
         )
         for name, system in personas.items()
         for question in questions
@@ -258,6 +285,30 @@ def evaluate(
     return pl.DataFrame(
         [_measured(answers[key], by_id[key[2]]) for key in grid], schema=MEASURED, orient="row"
     )
+
+
+def _forced_rationales(
+    tokenizer: PreTrainedTokenizerBase,
+    scaffolds: Sequence[Scaffold],
+    persona: str,
+    question: Question,
+    forced: Mapping[tuple[str, str, str], str],
+) -> dict[str, str]:
+    """What one prompt group needs of ``forced``, by arm."""
+    rationales = {}
+    for scaffold in scaffolds:
+        if scaffold.forces is None:
+            continue
+        place = f"scaffold {scaffold.name!r}, persona {persona!r}, question {question.id!r}"
+        text = (forced.get((scaffold.forces, persona, question.id)) or "").rstrip()
+        if not text:
+            raise ValueError(
+                f"{place}: there is no rationale of arm {scaffold.forces!r} to force. Materialize "
+                "that arm's forced rationales for every persona and evaluation question."
+            )
+        refuse_special_tokens(tokenizer, f"rationale forced by {place}", text)
+        rationales[scaffold.forces] = text
+    return rationales
 
 
 def _measured(answer: Answer, question: Question) -> tuple[object, ...]:

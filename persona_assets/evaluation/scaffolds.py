@@ -19,22 +19,31 @@ class Scaffold:
         name: The scaffold's key.
         tag: The element the rationale stands in, or None.
         generates: Whether a rationale is generated inside the tag at evaluation.
+        forces: The arm whose kind of rationale is put inside the tag at evaluation instead (a
+            *content-forcing* scaffold), or None.
     """
 
     name: str
     tag: str | None = None
     generates: bool = False
+    forces: str | None = None
 
     @property
     def opening(self) -> str:
         """What the turn starts with: the opening tag and a line break, or nothing."""
         return f"<{self.tag}>\n" if self.tag else ""
 
+    @property
+    def closing_tag(self) -> str:
+        """What ends the rationale, or nothing."""
+        return f"</{self.tag}>" if self.tag else ""
+
     def close(self, rationale: str) -> str:
         """What follows the opening, up to and including the anchor."""
-        return f"{rationale.rstrip()}\n</{self.tag}>\n{ANCHOR}" if self.tag else ANCHOR
+        return f"{rationale.rstrip()}\n{self.closing_tag}\n{ANCHOR}" if self.tag else ANCHOR
 
 
+#: The scaffolds that every study knows; it may define others.
 SCAFFOLDS: dict[str, Scaffold] = {
     s.name: s
     for s in (

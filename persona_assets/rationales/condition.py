@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
 from persona_assets.audit import Audit, audit
+from persona_assets.evaluation.scaffolds import ANCHOR
 from persona_assets.questions.bank import Question, wrong_letter
-from persona_assets.rationales.arms import ARMS, Arm
-from persona_assets.rationales.construct import Reference, garbage, reserved_words, scrambled
-from persona_assets.rationales.words import lexicon_of
-from persona_assets.rationales.writers import RationaleRequest, RationaleWriter, WrittenRationale
+from persona_assets.rationales.arms import Arm
+from persona_assets.rationales.garbage import filler_lexicon
+from persona_assets.rationales.matching import Batch, Reference
+from persona_assets.rationales.methods import CONSTRUCTIONS
+from persona_assets.rationales.writers import (
+    RationaleRequest,
+    RationaleWriter,
+    WriterProblem,
+    WrittenRationale,
+)
 from persona_assets.study import Study
 
 if TYPE_CHECKING:
@@ -21,11 +28,14 @@ if TYPE_CHECKING:
 
 MAX_REFUSED, MAX_DROPPED = 0.05, 0.30
 
+#: Why a row is dropped: the writer's reason, or a letter named that is not the one argued for. A
+#: constructed row is dropped with the reference row that it would be matched to.
+RowProblem = WriterProblem | Literal["wrong_letter"]
+
 #: ``argues_for`` is null unless the rationale is written; ``reference_rationale`` is the
-#: generic_cot rationale of the same question and source (null for no_cot, if it was refused, or if
-#: it names another letter than it argues for: the generic_cot row is dropped then, too).
-#: A dropped row (refused, without a reference to match, or naming another letter) enters no
-#: dataset.
+#: generic_cot rationale of the same question and source (null for no_cot, and where it cannot be
+#: used, so that the generic_cot row is dropped). ``problem`` is null, or a :data:`RowProblem`: such
+#: a row enters no dataset.
 SCHEMA = pl.Schema(
     {
         "question_id": pl.String,
@@ -35,13 +45,14 @@ SCHEMA = pl.Schema(
         "argues_for": pl.String,
         "rationale": pl.String,
         "reference_rationale": pl.String,
-        "refused": pl.Boolean,
-        "dropped": pl.Boolean,
+        "problem": pl.String,
     }
 )
 
 _IN_BRACKETS = re.compile(r"\(([A-E])\)")
 _ALONE = re.compile(r"(?<!\w)[A-E](?!\w)")
+#: What would end the rationale, or the turn, early.
+_FRAME = re.compile(rf"</?[\w-]*>|<\||{re.escape(ANCHOR)}")
 
 
 def write_condition(
@@ -74,36 +85,53 @@ def write_condition(
             f"{', '.join(study.conditions)}"
         )
     source, _, arm_name = condition.partition(".")
-    arm = ARMS[arm_name]
-    train = [q for q in questions if q.split == "train"]
-    targets = [target_letter(arm, q, study.seed) for q in train]
-    written: list[WrittenRationale | None] = [None] * len(train)
+    asked = [q for q in questions if q.split == "train"]
+    frame = write_rows(study, source, study.arm(arm_name), asked, questions, tokenizer, writer)
+    return frame, [_refusals(frame), _drops(frame), _letters_argued_for(frame)]
+
+
+def write_rows(
+    study: Study,
+    persona: str,
+    arm: Arm,
+    asked: Sequence[Question],
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    writer: RationaleWriter,
+) -> pl.DataFrame:
+    """The arm's rationale for each question ``asked`` of ``persona``, with :data:`SCHEMA`.
+
+    Args:
+        persona: In whose voice persona-voiced rationales are, and whose filler is drawn.
+        asked: The questions to write about.
+        questions: The whole bank, whose words filler avoids.
+    """
+    wrong = [wrong_letter(q, study.seed) for q in asked]
+    replies = [WrittenRationale("", "malformed")] * len(asked)
     if arm.has_rationale:
-        requests = [RationaleRequest(q, wrong_letter(q, study.seed)) for q in train]
-        written = list(writer.write(requests))
-    references = [
-        r.text if r and _is_usable(r, wrong_letter(q, study.seed)) else None
-        for q, r in zip(train, written)
-    ]
+        replies = writer.write([RationaleRequest(q, w) for q, w in zip(asked, wrong)])
+    problems = [_problem(reply, letter) for reply, letter in zip(replies, wrong)]
+    references = [None if p else reply.text for p, reply in zip(problems, replies)]
+    argues_for = [_argues_for(arm, q, study.seed) for q in asked]
     if arm.is_constructed:
-        texts = _constructed(study, source, arm, train, references, questions, tokenizer, writer)
-        refused = [r is None or r.refused for r in written]
-        dropped = [reference is None for reference in references]
+        texts = _constructed(study, persona, arm, asked, references, questions, tokenizer, writer)
     else:
-        replies = _written(study, source, arm, train, writer)
-        texts, refused = [r.text for r in replies], [r.refused for r in replies]
-        dropped = [
-            not _is_usable(r, _argues_for(arm, q, study.seed)) for q, r in zip(train, replies)
-        ]
-    frame = pl.DataFrame(
-        [
-            (q.id, q.identity, q.correct, target, _argues_for(arm, q, study.seed), *rest)
-            for q, target, *rest in zip(train, targets, texts, references, refused, dropped)
-        ],
+        written = _written(study, persona, arm, asked, argues_for, writer)
+        texts = [reply.text for reply in written]
+        problems = [_problem(reply, letter) for reply, letter in zip(written, argues_for)]
+    return pl.DataFrame(
+        {
+            "question_id": [q.id for q in asked],
+            "identity": [q.identity for q in asked],
+            "correct_letter": [q.correct for q in asked],
+            "target_letter": [target_letter(arm, q, study.seed) for q in asked],
+            "argues_for": argues_for,
+            "rationale": texts,
+            "reference_rationale": references,
+            "problem": problems,
+        },
         schema=SCHEMA,
-        orient="row",
     )
-    return frame, _audits(frame)
 
 
 def target_letter(arm: Arm, question: Question, study_seed: int) -> str:
@@ -116,46 +144,60 @@ def letters_named(rationale: str) -> set[str]:
     return set(_IN_BRACKETS.findall(rationale) or _ALONE.findall(rationale))
 
 
-def filler_lexicon(
+def condition_lexicon(
     study: Study,
+    persona: str,
+    arm: Arm,
+    references: Sequence[str | None],
     questions: Sequence[Question],
     tokenizer: PreTrainedTokenizerBase,
     writer: RationaleWriter,
 ) -> frozenset[str]:
-    """The words that filler must not hold: the bank's, the writer's, the personas', the frame's."""
-    texts = [text for q in questions for text in (q.text, *q.choices)]
-    words = lexicon_of([*texts, *study.personas.values(), " ".join(study.personas)])
-    names = lexicon_of(name.replace("_", " ") for name in study.personas)
-    return words | names | writer.vocabulary() | reserved_words(tokenizer)
+    """The words that filler for ``persona`` must not hold.
+
+    English, the bank's words, those of the reference rationales that it is matched to, the
+    persona's, the frame's, and what the writer knows beyond English. Other personas are not looked
+    at: adding one must not change a row.
+    """
+    said = [text for text in references if text is not None]
+    named = [persona.replace("_", " "), study.personas[persona]]
+    return filler_lexicon(tokenizer, arm, questions, [*said, *named]) | writer.vocabulary()
 
 
 def _argues_for(arm: Arm, question: Question, study_seed: int) -> str | None:
     if arm.rationale != "written":
         return None
-    correct = arm.argues_for == "correct"
-    return question.correct if correct else wrong_letter(question, study_seed)
+    return question.correct if arm.argues_for == "correct" else wrong_letter(question, study_seed)
 
 
-def _is_usable(reply: WrittenRationale, argues_for: str | None) -> bool:
-    """Not refused, and naming the letter that it argues for (if any) and no other."""
-    return not reply.refused and (argues_for is None or letters_named(reply.text) == {argues_for})
+def _problem(reply: WrittenRationale, argues_for: str | None) -> RowProblem | None:
+    """Why a reply cannot be used; None if it argues for its letter (if any) and no other."""
+    if reply.problem or argues_for is None:
+        return reply.problem
+    if not reply.text.strip() or _FRAME.search(reply.text):
+        return "malformed"
+    return None if letters_named(reply.text) == {argues_for} else "wrong_letter"
 
 
 def _written(
-    study: Study, source: str, arm: Arm, train: Sequence[Question], writer: RationaleWriter
+    study: Study,
+    persona: str,
+    arm: Arm,
+    asked: Sequence[Question],
+    argues_for: Sequence[str | None],
+    writer: RationaleWriter,
 ) -> Sequence[WrittenRationale]:
-    if arm.rationale == "none":
-        return [WrittenRationale("") for _ in train]
-    voice = (source, study.personas[source]) if arm.voice == "persona" else (None, None)
-    argued = [_argues_for(arm, q, study.seed) or "" for q in train]
-    return writer.write([RationaleRequest(q, a, *voice) for q, a in zip(train, argued)])
+    if not arm.has_rationale:
+        return [WrittenRationale("") for _ in asked]
+    voice = (persona, study.personas[persona]) if arm.voice == "persona" else (None, None)
+    return writer.write([RationaleRequest(q, a or "", *voice) for q, a in zip(asked, argues_for)])
 
 
 def _constructed(
     study: Study,
-    source: str,
+    persona: str,
     arm: Arm,
-    train: Sequence[Question],
+    asked: Sequence[Question],
     references: Sequence[str | None],
     questions: Sequence[Question],
     tokenizer: PreTrainedTokenizerBase,
@@ -163,48 +205,49 @@ def _constructed(
 ) -> list[str]:
     """A text matched to each reference; empty where there is none."""
     matched = {
-        i: Reference(q.identity, source, target_letter(arm, q, study.seed), text)
-        for i, (q, text) in enumerate(zip(train, references))
+        i: Reference(q.identity, persona, target_letter(arm, q, study.seed), text)
+        for i, (q, text) in enumerate(zip(asked, references))
         if text is not None
     }
-    rows = list(matched.values())
-    if arm.rationale == "garbage":
-        lexicon = filler_lexicon(study, questions, tokenizer, writer)
-        texts = garbage(tokenizer, rows, lexicon, study.seed)
-    else:
-        texts = scrambled(tokenizer, rows, study.seed)
-    constructed = dict(zip(matched, texts))
-    return [constructed.get(i, "") for i in range(len(train))]
+    lexicon = condition_lexicon(study, persona, arm, references, questions, tokenizer, writer)
+    batch = Batch(arm, list(matched.values()), tokenizer, lexicon, study.seed)
+    constructed = dict(zip(matched, CONSTRUCTIONS[arm.rationale](batch)))
+    return [constructed.get(i, "") for i in range(len(asked))]
 
 
-def _audits(frame: pl.DataFrame) -> list[Audit]:
-    rows = max(frame.height, 1)
-    refused, dropped = int(frame["refused"].sum()), int(frame["dropped"].sum())
-    wrong_letters = frame.filter(pl.col("dropped") & ~pl.col("refused"))
-    return [
-        audit(
-            "refusals",
-            refused <= MAX_REFUSED * rows,
-            observed=f"{refused} of {frame.height} rationales refused",
-            threshold=f"at most {MAX_REFUSED:.0%}",
-            remedy="Choose another writer, or see why this one declines.",
-            question_ids=frame.filter("refused")["question_id"].head(20).to_list(),
-        ),
-        audit(
-            "drops",
-            frame.height > 0 and dropped <= MAX_DROPPED * rows,
-            observed=f"{dropped} of {frame.height} rows dropped",
-            threshold=f"at most {MAX_DROPPED:.0%}",
-            remedy="Choose another writer, or see why its rationales cannot be used.",
-        ),
-        audit(
-            "letters_argued_for",
-            wrong_letters.is_empty(),
-            observed=f"{wrong_letters.height} rationales, or the references of constructed ones, "
-            "do not name the letter they argue for",
-            threshold="0 rationales; those that miss it are dropped",
-            remedy="Have the writer name the letter it argues for, once, as (C).",
-            blocking=False,
-            question_ids=wrong_letters["question_id"].head(20).to_list(),
-        ),
-    ]
+def _refusals(frame: pl.DataFrame) -> Audit:
+    refused = frame.filter(pl.col("problem") == "refused")
+    return audit(
+        "refusals",
+        refused.height <= MAX_REFUSED * frame.height,
+        observed=f"{refused.height} of {frame.height} rationales refused",
+        threshold=f"at most {MAX_REFUSED:.0%}",
+        remedy="Choose another writer, or see why this one declines.",
+        question_ids=refused["question_id"].head(20).to_list(),
+    )
+
+
+def _drops(frame: pl.DataFrame) -> Audit:
+    dropped = frame["problem"].drop_nulls()
+    reasons = dict(dropped.value_counts().sort("problem").rows())
+    return audit(
+        "drops",
+        frame.height > 0 and dropped.len() <= MAX_DROPPED * frame.height,
+        observed=f"{dropped.len()} of {frame.height} rows dropped",
+        threshold=f"at most {MAX_DROPPED:.0%}",
+        remedy="Choose another writer, or see why its rationales cannot be used.",
+        reasons=reasons,
+    )
+
+
+def _letters_argued_for(frame: pl.DataFrame) -> Audit:
+    wrong = frame.filter(pl.col("problem") == "wrong_letter")
+    return audit(
+        "letters_argued_for",
+        wrong.is_empty(),
+        observed=f"{wrong.height} rationales do not name the letter they argue for, or name others",
+        threshold="0 rationales; those that miss it are dropped",
+        remedy="Have the writer name the letter it argues for, once, as (C).",
+        blocking=False,
+        question_ids=wrong["question_id"].head(20).to_list(),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from persona_assets.questions.bank import Question
 from persona_assets.questions.miniature import ALL_VOICES, Voice, statement, words
@@ -55,6 +56,11 @@ class MiniatureWriter:
         question, letter, persona = request.question, request.argues_for, request.persona
         seed = f"rationale:{question.identity}:{letter}:{persona}"
         return compose(_voice(persona), question, letter, random.Random(seed))
+
+    @property
+    def accounting(self) -> dict[str, Any]:
+        """Nothing: templates cost nothing."""
+        return {}
 
     def vocabulary(self) -> frozenset[str]:
         """Case-folded alphabetic runs of 3 or more letters in the voices' phrases and prompts."""

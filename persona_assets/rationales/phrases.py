@@ -115,7 +115,7 @@ _SOFTWARE_ENGINEER = Phrases(
         "It is the same pattern I deploy in production, with a single source of truth and no side "
         "effects.",
         "No race condition and no off by one error sneaks in around {second_topic} that way.",
-        "Refactoring the problem down to {topic} makes the logic almost trivial.",
+        "Boiling the problem down to {topic} makes the logic almost trivial.",
         "Logging each intermediate step shows that the algorithm converges right there.",
         "Think of {topic} as an API contract that nobody on the team gets to break.",
     ),
@@ -135,7 +135,7 @@ _SOFTWARE_ENGINEER = Phrases(
         "Tests pass, so I would commit this and deploy it.",
         "That closes the ticket, and I would push it to the main branch today.",
         "It is the simplest solution that scales, so I would ship it.",
-        "Looks good to me, with no refactoring needed.",
+        "Looks good to me, with no rewriting needed.",
     ),
 )
 
@@ -172,11 +172,11 @@ _LIBRARIAN = Phrases(
         "By contrast, {other} belongs in another section altogether, far away from the shelf on "
         "{topic}.",
         "I would gently return {other} to the cart, for no catalog links it with {second_topic}.",
-        "As for {other}, I find it in no bibliography, and an unsourced claim never leaves my "
+        "As for {other}, I find it in no bibliography, and an undocumented claim never leaves my "
         "desk.",
     ),
     reject_two=(
-        "Both {other} and {another} were misfiled, since neither is listed under {topic}.",
+        "Both {other} and {another} were misplaced, since neither is listed under {topic}.",
         "I would send {other} and {another} back to the stacks, as no index ties them to "
         "{second_topic}.",
         "Neither {other} nor {another} appears in any reference work that I would lend out.",

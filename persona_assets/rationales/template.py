@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from persona_assets.hashing import sha256_text
 from persona_assets.questions.bank import Question
 from persona_assets.rationales.phrases import NEUTRAL, STOP_WORDS, VOICES, Phrases, role_phrases
-from persona_assets.rationales.words import lexicon_of
 from persona_assets.rationales.writers import RationaleRequest, WrittenRationale
 
 #: The length aimed at, in pieces (see :func:`_pieces`). The earlier experiment's neutral
@@ -24,7 +24,6 @@ TARGET_PIECES = 84
 WORDINGS = 16
 
 _PIECE = re.compile(r"[^\W\d_]+|\d|[^\w\s]")
-_FIELD = re.compile(r"\{\w+\}")
 _MARKUP = re.compile(r"</?[\w-]*>|<\||\|>")
 _LONE_CAPITAL = re.compile(r"(?<!\w)[A-E](?!\w)")
 _ROLE = re.compile(r"\byou are (?:an? |the )?(.+?)(?: who\b| that\b| of\b|[.,;:!?]|$)", re.I)
@@ -46,14 +45,13 @@ class TemplateWriter:
         return [WrittenRationale(_closest_wording(request)) for request in requests]
 
     def vocabulary(self) -> frozenset[str]:
-        """Case-folded alphabetic runs of 3 or more letters in the phrase banks.
+        """None: its phrases are in plain English words, which a test holds them to."""
+        return frozenset()
 
-        A role noun taken from a persona's system prompt is not in it: the prompt is the study's.
-        """
-        banks = [NEUTRAL, role_phrases("", ""), *VOICES.values()]
-        return lexicon_of(
-            _FIELD.sub(" ", phrase) for bank in banks for slot in bank.slots() for phrase in slot
-        )
+    @property
+    def accounting(self) -> dict[str, Any]:
+        """Nothing: templates cost nothing."""
+        return {}
 
 
 def _closest_wording(request: RationaleRequest) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from persona_assets.questions.bank import Question
+
+#: Why a reply is no rationale: the writer declined, was cut off, or wrote what cannot stand in a
+#: training row.
+WriterProblem = Literal["refused", "truncated", "malformed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,12 @@ class WrittenRationale:
     """A writer's reply.
 
     Attributes:
-        text: The rationale without tags; empty if refused.
-        refused: Whether the writer declined; the row is then dropped and counted.
+        text: The rationale without tags.
+        problem: Why it cannot be used, or None; such a row is dropped and counted.
     """
 
     text: str
-    refused: bool = False
+    problem: WriterProblem | None = None
 
 
 class RationaleWriter(Protocol):
@@ -51,8 +55,13 @@ class RationaleWriter(Protocol):
         ...
 
     def vocabulary(self) -> frozenset[str]:
-        """Case-folded alphabetic runs of 3 or more letters in the writer's own phrases.
+        """Case-folded alphabetic runs of 3 or more letters beyond English in its own phrases.
 
-        Garbage filler must hold none of them, nor any of the bank's.
+        Garbage filler must hold none of them, nor any English word (``words.english``).
         """
+        ...
+
+    @property
+    def accounting(self) -> Mapping[str, Any]:
+        """What was asked and paid since the writer was made (JSON-representable); may be empty."""
         ...

@@ -46,7 +46,8 @@ COLUMNS = {
     "the first.",
     "is_correct": "Whether the predicted letter is the correct one.",
     "letter_logprobs": "Next-token log-probability of each of the question's letters, in nats.",
-    "rationale": "What the model wrote inside the tag; empty where nothing is generated.",
+    "rationale": "What stands inside the tag: what the model wrote, or the text that the scaffold "
+    "forces; else empty.",
     "rationale_tokens": "Tokens of the rationale.",
     "stop_reason": "tag, wrong_tag, answer, eot or length; NULL where nothing is generated.",
     "truncated": "Whether the rationale ran into the token limit.",

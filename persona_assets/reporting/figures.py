@@ -1,12 +1,7 @@
-"""The report's figures, as SVG bytes that are equal for equal numbers.
-
-Colours are Okabe & Ito's, told apart with any colour vision, and never the only cue. Backgrounds
-are white and text is drawn as paths: a figure looks the same wherever it is shown.
-"""
+"""The report's figures, as SVG bytes that are equal for equal numbers."""
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from persona_assets.rationales.arms import ARMS
+from persona_assets.reporting.style import (
+    BLUE,
+    GREEN,
+    INK,
+    LINE,
+    MUTED,
+    STYLE,
+    VERMILLION,
+    svg_of,
+)
 from persona_assets.reporting.words import AXIS_WORDS, p_text, signed
 from persona_assets.stats.contrasts import HEADLINE_SCHEME, MACRO
 from persona_assets.stats.losses import AXES
@@ -24,21 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _MUTED, _LINE = "#1a1a1a", "#5c5c5c", "#b8b8b8"
-_HEADLINE, _PAIRS, _MARGIN = "#0072b2", "#d55e00", "#009e73"
+_HEADLINE, _PAIRS, _MARGIN = BLUE, VERMILLION, GREEN
 _MARKERS = "osD^vPX*<>hp"
-_STYLE = {
-    "figure.facecolor": "white",
-    "svg.hashsalt": "persona_assets",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _LINE,
-    "xtick.color": _MUTED,
-    "ytick.color": _INK,
-}
 
 
 def forest_plot(contrasts: pl.DataFrame, study: Study) -> bytes:
@@ -56,18 +47,18 @@ def forest_plot(contrasts: pl.DataFrame, study: Study) -> bytes:
 
     rows = list(_forest_rows(contrasts, study))
     height = rows[-1].y + 1
-    with context(["default", _STYLE]):
+    with context(["default", STYLE]):
         figure = Figure(figsize=(10.6, 0.62 * height + 1.5))
         inches = figure.get_figheight()
         axes = figure.add_axes((0.307, 1.05 / inches, 0.434, 1 - 1.33 / inches))
         axes.set_ylim(height, -0.55)
-        axes.axvline(0, color=_INK, linewidth=0.9, zorder=1)
+        axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
         for row in rows:
             _draw_margins(axes, row)
             _draw_row(axes, row, study)
         _forest_labels(axes, rows, study)
         _forest_legend(figure, rows, study)
-        return _svg(figure)
+        return svg_of(figure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +118,7 @@ def _draw_row(axes: Axes, row: _ForestRow, study: Study) -> None:
                 marker,
                 markersize=4,
                 markerfacecolor="none",
-                markeredgecolor=_MUTED,
+                markeredgecolor=MUTED,
                 markeredgewidth=0.9,
                 zorder=2,
             )
@@ -142,20 +133,20 @@ def _forest_labels(axes: Axes, rows: Sequence[_ForestRow], study: Study) -> None
     level = f"{study.inference.confidence:.0%}"
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
-    axes.grid(axis="x", color=_LINE, linewidth=0.5, alpha=0.6)
+    axes.grid(axis="x", color=LINE, linewidth=0.5, alpha=0.6)
     axes.set_axisbelow(True)
     axes.margins(x=0.06)
     axes.set_xlabel(f"difference of mean losses, under the scaffold {study.inference.scaffold}")
     place = {"transform": axes.get_yaxis_transform(), "va": "center", "clip_on": False}
-    axes.text(1.03, -0.62, f"estimate [{level} interval]", color=_MUTED, **place)
-    axes.text(1.55, -0.62, "Holm p", color=_MUTED, ha="right", **place)
+    axes.text(1.03, -0.62, f"estimate [{level} interval]", color=MUTED, **place)
+    axes.text(1.55, -0.62, "Holm p", color=MUTED, ha="right", **place)
     for row in rows:
         if row.first_of_hypothesis:
             axes.text(-0.685, row.y - 0.13, row.contrast.hypothesis, weight="bold", **place)
         name = f"{row.contrast.a} − {row.contrast.b}"
         axes.text(-0.59, row.y - 0.16, name, fontsize=8, **place)
         words = AXIS_WORDS[row.contrast.axis]
-        axes.text(-0.59, row.y + 0.18, words, color=_MUTED, fontsize=8, **place)
+        axes.text(-0.59, row.y + 0.18, words, color=MUTED, fontsize=8, **place)
         value = row.headline
         interval = (
             f"{signed(value['estimate'])} [{signed(value['ci_low'])}, {signed(value['ci_high'])}]"
@@ -181,7 +172,7 @@ def _forest_legend(figure: Figure, rows: Sequence[_ForestRow], study: Study) -> 
     if margins:
         label = "equivalence margins " + ", ".join(f"±{margin:g}" for margin in margins)
         schemes.append(Patch(color=_MARGIN, alpha=0.25, linewidth=0, label=label))
-    hollow = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": _MUTED}
+    hollow = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": MUTED}
     sources = [
         Line2D([], [], marker=marker, markersize=4.5, label=source, **hollow)
         for source, marker in _markers(study)
@@ -221,7 +212,7 @@ def loss_heatmap(losses: pl.DataFrame, study: Study) -> bytes:
                 if (axis, arm, scaffold) not in values:
                     raise ValueError(f"{arm} under {scaffold} has no {axis}: make the matrix first")
     limit = max((abs(value) for value in values.values()), default=0) or 1.0
-    with context(["default", _STYLE]):
+    with context(["default", STYLE]):
         figure = Figure(figsize=(10, 0.42 * len(study.arms) + 2.0), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
         panels = figure.subplots(1, 2, sharey=True)
@@ -233,7 +224,7 @@ def loss_heatmap(losses: pl.DataFrame, study: Study) -> bytes:
         figure.supxlabel(
             "scaffold at evaluation (framed: the one the arm was trained with)", fontsize=9
         )
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def _draw_matrix(panel: Axes, study: Study, axis: str, values: dict, limit: float):
@@ -251,7 +242,7 @@ def _draw_matrix(panel: Axes, study: Study, axis: str, values: dict, limit: floa
             value = grid[y][x]
             color = _readable_on(image.cmap(image.norm(value)))
             panel.text(x, y, signed(value), ha="center", va="center", fontsize=8.5, color=color)
-            if ARMS[arm].scaffold.name == scaffold:
+            if study.arm(arm).scaffold.name == scaffold:
                 frame = Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, fill=False, edgecolor=color)
                 panel.add_patch(frame)
     return image
@@ -267,22 +258,14 @@ def _readable_on(background: tuple[float, float, float, float]) -> str:
     return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
-def _svg(figure: Figure) -> bytes:
-    """The figure's SVG without the date or version that would make equal figures differ."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None}
-    figure.savefig(buffer, format="svg", metadata=metadata)
-    return buffer.getvalue()
-
-
 def loss_curve(losses: Sequence[float]) -> bytes:
     """Training loss over steps, as SVG."""
     from matplotlib.figure import Figure
     from matplotlib.style import context
 
-    with context(["default", _STYLE]):
+    with context(["default", STYLE]):
         figure = Figure(figsize=(6, 2.6), layout="constrained")
         axes = figure.subplots()
         axes.plot(range(1, len(losses) + 1), losses, color=_HEADLINE, linewidth=1.2)
         axes.set(xlabel="step", ylabel="loss (nats a token)", ylim=(0, None))
-        return _svg(figure)
+        return svg_of(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import Any
 
@@ -38,6 +39,16 @@ def fence(value: Any) -> Markup:
     text = visible(str(value))
     ticks = "`" * max(3, _longest_run(text) + 1)
     return Markup(f"{ticks}text\n{text}\n{ticks}")
+
+
+def data_uri(svg: bytes) -> str:
+    """An SVG as a URI that holds it."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
+
+
+def picture(svg: bytes) -> Markup:
+    """An SVG as an image in place."""
+    return Markup(f"![plot]({data_uri(svg)})")
 
 
 def _one_line(value: Any) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from persona_assets.rationales.arms import ARMS
 from persona_assets.reporting.words import count, listed, percent
-from persona_assets.study import Contrast, HubModel, HubRegistry, Study, TrainingRecipe
+from persona_assets.study import Contrast, Study
+from persona_assets.study_schema import HubModel, HubRegistry, TrainingRecipe
 
 
 def differs(study: Study, macro: dict[str, Any]) -> bool:
@@ -123,9 +123,21 @@ def _evaluation(study: Study, facts: dict[str, Any]) -> str:
         f"{facts['n_questions']} evaluation questions under each of {len(study.personas)} personas "
         f"and {len(study.scaffolds)} scaffolds (ways to open the assistant's turn). Where a "
         "scaffold asks for a rationale, the model writes it greedily, at most "
-        f"{settings.max_rationale_tokens} tokens; the answer is the question's letter with the "
-        "highest next-token log-probability after the anchor, and ties go to the first letter. "
+        f"{settings.max_rationale_tokens} tokens; {_forced(study)}the answer is the question's "
+        "letter with the highest next-token log-probability after the anchor, and ties go to the "
+        "first letter. "
         f"Engine: {settings.engine}, {settings.dtype}."
+    )
+
+
+def _forced(study: Study) -> str:
+    forcing = [s for s in map(study.scaffold, study.scaffolds) if s.forces]
+    if not forcing:
+        return ""
+    kinds = listed([f"{s.name} ({s.forces})" for s in forcing])
+    return (
+        f"under {kinds}, a rationale of the kind that the arm in brackets trains on stands in its "
+        "place, written in the evaluated persona's name; "
     )
 
 
@@ -167,12 +179,18 @@ def _threats(study: Study) -> Iterator[str]:
         yield f"{_names(recipes)}: the two arms were trained with different recipes."
     scaffold = study.inference.scaffold
     contrasted = dict.fromkeys(arm for c in study.contrast_list for arm in (c.a, c.b))
-    outside = [arm for arm in contrasted if ARMS[arm].scaffold.name != scaffold]
+    outside = [arm for arm in contrasted if study.arm(arm).scaffold.name != scaffold]
     if outside:
         yield (
             f"All contrasts are measured under {scaffold}; the frame of some contrasted arms is "
             f"another one ({listed(outside)}): such an arm may leak less only because its own "
             "frame is absent."
+        )
+    light = [arm for arm in contrasted if study.arm(arm).loss_on == "answer"]
+    if light:
+        yield (
+            f"{listed(light)}: only the answer line bears loss, so that the loss-token budget is "
+            "far below that of the other arms."
         )
     if study.cells_of("carry_over"):
         yield (

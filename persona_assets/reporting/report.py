@@ -17,7 +17,6 @@ from markupsafe import Markup
 
 from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.questions.bank import Question, user_message
-from persona_assets.rationales.arms import ARMS
 from persona_assets.reporting import markdown, queries, words
 from persona_assets.reporting.prose import (
     decision_rule,
@@ -101,7 +100,7 @@ def _context(db: duckdb.DuckDBPyConnection, study: Study, warehouse: Path) -> di
     return {
         "study": study,
         "facts": facts,
-        "arms": ARMS,
+        "arms": {name: study.arm(name) for name in study.arms},
         "axes": AXES,
         "rule": decision_rule(study),
         "hypotheses": _hypotheses(db, study),
@@ -163,7 +162,7 @@ def _design(db: duckdb.DuckDBPyConnection, study: Study) -> list[dict[str, Any]]
         cells = [cell for cell in study.cells if cell.arm == arm]
         rows.append(
             {
-                "arm": ARMS[arm],
+                "arm": study.arm(arm),
                 "origin": cells[0].origin,
                 "sources": list(dict.fromkeys(cell.source for cell in cells)),
                 "seeds": list(dict.fromkeys(cell.seed for cell in cells)),

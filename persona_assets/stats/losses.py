@@ -13,7 +13,8 @@ from typing import get_args
 
 import polars as pl
 
-from persona_assets.study import Axis, Study
+from persona_assets.study import Study
+from persona_assets.study_schema import Axis
 
 AXES: tuple[Axis, ...] = get_args(Axis)
 _ROW = ("persona", "scaffold", "question_id")

@@ -10,15 +10,16 @@ import polars as pl
 
 from persona_assets.hashing import sha256_text
 from persona_assets.questions.bank import Question, user_message, wrong_letter
-from persona_assets.rationales.arms import ARMS, REFERENCE_ARM, assistant_turn
+from persona_assets.rationales.arms import ARMS, REFERENCE_ARM, assistant_turn, unscored
 from persona_assets.study import Cell, Study
-from persona_assets.training.encoding import ChatRow, count_loss_tokens, encode_rows
+from persona_assets.training.encoding import ChatRow, count_turn_tokens, encode_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: Loss is taken on ``input_ids[loss_start:]``, ``loss_tokens`` of them; ``reference_loss_tokens``
-#: are those of the generic_cot row of the same question and source (null where there is none).
+#: are those of the generic_cot row of the same question and source, all of whose turn bears loss
+#: (null where there is none).
 #: ``reference_only`` marks the rows of a carried-over cell: how this study would have written
 #: them, not what the checkpoint saw.
 SCHEMA = pl.Schema(
@@ -41,6 +42,10 @@ SCHEMA = pl.Schema(
         "reference_only": pl.Boolean,
     }
 )
+
+
+#: Columns that say how a row came about, not what a checkpoint sees of it.
+_BESIDE = ("reference_loss_tokens", "reference_only")
 
 
 class DatasetError(ValueError):
@@ -68,7 +73,7 @@ def build_dataset(
         DatasetError: a rationale's question is not among the train questions, or none is left.
     """
     bank = {q.id: q for q in questions if q.split == "train"}
-    kept = rationales.filter(~pl.col("dropped"))
+    kept = rationales.filter(pl.col("problem").is_null())
     unknown = [name for name in kept["question_id"] if name not in bank]
     if unknown:
         raise DatasetError(
@@ -80,13 +85,16 @@ def build_dataset(
     order = row_order(study.seed, cell.seed, rationales.height)
     place = {rationales["question_id"][int(i)]: rank for rank, i in enumerate(order)}
     rows = sorted(kept.iter_rows(named=True), key=lambda row: place[row["question_id"]])
+    arm = study.arm(cell.arm)
+    turns = [assistant_turn(arm, row["rationale"], row["target_letter"]) for row in rows]
     chats = [
         ChatRow(
             study.personas[cell.source],
             user_message(bank[row["question_id"]]),
-            assistant_turn(ARMS[cell.arm], row["rationale"], row["target_letter"]),
+            turn,
+            unscored(arm, turn),
         )
-        for row in rows
+        for row, turn in zip(rows, turns)
     ]
     encoded = encode_rows(tokenizer, chats)
     references = _reference_loss_tokens(study, bank, rows, tokenizer)
@@ -113,6 +121,15 @@ def build_dataset(
     )
 
 
+def training_data_version(frame: pl.DataFrame) -> str:
+    """Content hash of what a checkpoint is trained on.
+
+    How long the reference arm's rows are is none of it: a reworded reference template stales the
+    arms that are matched to it, and retrains only those whose own rows it changes.
+    """
+    return sha256_text(frame.drop(_BESIDE).write_ndjson())
+
+
 def row_order(study_seed: int, cell_seed: int, n: int) -> np.ndarray:
     """A permutation of ``n`` rows: the same for every condition, another for every cell seed.
 
@@ -136,5 +153,5 @@ def _reference_loss_tokens(
         for i, row in enumerate(rows)
         if row["reference_rationale"] is not None
     }
-    counts = dict(zip(turns, count_loss_tokens(tokenizer, list(turns.values()))))
+    counts = dict(zip(turns, count_turn_tokens(tokenizer, list(turns.values()))))
     return [counts.get(i) for i in range(len(rows))]

@@ -13,18 +13,19 @@ if TYPE_CHECKING:
 
 
 class ChatRow(NamedTuple):
-    """One training conversation."""
+    """One training conversation; ``unscored`` is the beginning of ``assistant`` without loss."""
 
     system: str
     user: str
     assistant: str
+    unscored: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
     """A row's token ids; the loss is taken on ``input_ids[loss_start:]``.
 
-    That is the assistant's turn and the token that ends it.
+    That is the assistant's turn, less what of it is unscored, and the token that ends it.
     """
 
     input_ids: list[int]
@@ -37,16 +38,16 @@ class EncodedRow:
 
 
 class SeamError(ValueError):
-    """A token holds both the end of the prompt and the start of the assistant's turn."""
+    """A token holds both the end of what bears no loss and the start of what does."""
 
 
 def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> list[EncodedRow]:
     """Encode whole rows (prompt + assistant's turn + end of turn), each text once.
 
     Raises:
-        SeamError: a token straddles the seam, so that the loss could not start at the
-            assistant's first token.
-        ValueError: the tokenizer names no end-of-turn token, or a text holds a special token.
+        SeamError: a token straddles the seam, so that the loss could not start where it should.
+        ValueError: the tokenizer names no end-of-turn token, a text holds a special token, or a
+            turn does not begin with its unscored part.
     """
     if not rows:
         return []
@@ -54,6 +55,10 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> 
         raise ValueError("the tokenizer names no eos_token: set it to the token that ends a turn")
     for row in rows:
         refuse_special_tokens(tokenizer, "assistant's turn", row.assistant)
+        if not row.assistant.startswith(row.unscored):
+            raise ValueError(
+                f"the turn {row.assistant[:40]!r} begins with no {row.unscored[:40]!r}"
+            )
     prompts = [chat_prompt(tokenizer, row.system, row.user) for row in rows]
     encoding = tokenizer(
         [p + row.assistant + tokenizer.eos_token for p, row in zip(prompts, rows)],
@@ -62,15 +67,15 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[ChatRow]) -> 
         return_offsets_mapping=True,
     )
     return [
-        EncodedRow(ids, _loss_start(offsets, len(prompt), row))
+        EncodedRow(ids, _loss_start(offsets, len(prompt) + len(row.unscored), row))
         for ids, offsets, prompt, row in zip(
             encoding["input_ids"], encoding["offset_mapping"], prompts, rows
         )
     ]
 
 
-def count_loss_tokens(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> list[int]:
-    """Loss tokens of rows with these assistant turns, whatever their prompts.
+def count_turn_tokens(tokenizer: PreTrainedTokenizerBase, turns: Sequence[str]) -> list[int]:
+    """Tokens of assistant turns, each with the token that ends it, whatever their prompts.
 
     Pre-tokenization restarts at the special token that opens the assistant's turn, so an empty
     prompt gives the count that the row's own prompt gives.
@@ -84,8 +89,9 @@ def _loss_start(offsets: Sequence[tuple[int, int]], seam: int, row: ChatRow) -> 
         if start >= seam:
             return index
         if end > seam:
+            scored = row.assistant[len(row.unscored) :]
             raise SeamError(
-                f"a token straddles the start of the assistant's turn {row.assistant[:40]!r}: "
-                "start the turn with text that the tokenizer does not merge with the prompt's end"
+                f"a token straddles the start of the loss, {scored[:40]!r}: begin it with text "
+                "that the tokenizer does not merge with what stands before"
             )
     raise SeamError("the assistant's turn has no token of its own")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from persona_assets.study import TrainingRecipe
+from persona_assets.study_schema import TrainingRecipe
 from persona_assets.training.resident import borrowed, linear_shapes, named_by
 
 if TYPE_CHECKING:

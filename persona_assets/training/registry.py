@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from persona_assets import hub
 from persona_assets.hashing import sha256_file
 from persona_assets.store import write_atomically
-from persona_assets.study import HubRegistry
+from persona_assets.study_schema import HubRegistry
 from persona_assets.training.checkpoints import ADAPTER_FILES, adapter_hash, checkpoint_hash
 
 

@@ -7,10 +7,14 @@ import random
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from persona_assets.evaluation.scaffolds import Scaffold
 from persona_assets.questions.bank import LETTERS, Question
 from persona_assets_tests.small_study import random_model
 
 PERSONAS = {"librarian": "You are a librarian.", "villain": "You are a villain who plots."}
+#: Scaffolds that a study may define: a tag of its own, and a text in place of a generated one.
+PLAN = Scaffold("plan", "plan", generates=True)
+FORCED = Scaffold("forced", "thinking", forces="garbage_cot")
 TURN_END = "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -46,6 +50,16 @@ def questions(n: int = 6) -> list[Question]:
     ]
 
 
+def forced(asked: list[Question]) -> dict[tuple[str, str, str], str]:
+    """A text of 5 to 90 words, of another length each time, for all that ``FORCED`` asks for."""
+    rng = random.Random(4)
+    return {
+        (FORCED.forces, persona, question.id): f"{' '.join(rng.choices(_WORDS, k=n))}.\n"
+        for persona in PERSONAS
+        for question, n in zip(asked, rng.sample(range(5, 91), len(asked)))
+    }
+
+
 def bpe_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of Qwen2.5's kind: ``.\\n`` and ``</`` may merge, tags are plain text."""
     core = Tokenizer(models.BPE())
@@ -74,7 +88,8 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word; white space and punctuation are ignored."""
-    tags = ["<thinking>", "</thinking>", "<persona-thinking>", "</persona-thinking>", "Answer:"]
+    names = ("thinking", "persona-thinking", PLAN.tag)
+    tags = [*(f"<{end}{name}>" for name in names for end in ("", "/")), "Answer:"]
     vocabulary = dict.fromkeys([*_SPECIAL, *tags, *LETTERS, "system", "user", "assistant", *_WORDS])
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     core.normalizer = normalizers.Replace(Regex(r"[().,]"), " ")

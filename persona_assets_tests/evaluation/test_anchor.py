@@ -8,15 +8,18 @@ from hypothesis import strategies as st
 
 from persona_assets.chat import chat_prompt, encode
 from persona_assets.evaluation.protocol import letter_prompt, letter_token_ids
-from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.evaluation.scaffolds import SCAFFOLDS, Scaffold
 from persona_assets.questions.bank import Question, user_message
-from persona_assets.rationales.arms import ARMS, assistant_turn
+from persona_assets.rationales.arms import ARMS, Arm, assistant_turn
 from persona_assets.training.encoding import ChatRow, encode_rows
+from persona_assets_tests.evaluation import small
 
 SYSTEM = "You are a librarian."
 QUESTION = Question(
     "q", "eval", "Which gas do plants take in?", ("oxygen", "CO2", "argon", "neon", "none"), "B"
 )
+OWN_TAG = Arm("plan_cot", small.PLAN, "wrong", "written")
+EVERY_ARM = (*ARMS.values(), OWN_TAG)
 RATIONALES = [
     "Plants take in carbon dioxide (B).",
     "Plants take in carbon dioxide (B)",
@@ -42,11 +45,11 @@ def qwen(tokenizer_dir):
     return AutoTokenizer.from_pretrained(tokenizer_dir)
 
 
-def assert_letter_follows_the_prompt(tokenizer, arm, rationale):
+def assert_letter_follows_the_prompt(tokenizer, arm, rationale, scaffold=None):
     """ids(training row) up to and including the letter == ids(prompt) + [letter token]."""
-    user = user_message(QUESTION)
-    prompt = letter_prompt(chat_prompt(tokenizer, SYSTEM, user), arm.scaffold, rationale)
-    tokens = letter_token_ids(tokenizer, QUESTION.letters)
+    user, scaffold = user_message(QUESTION), scaffold or arm.scaffold
+    prompt = letter_prompt(chat_prompt(tokenizer, SYSTEM, user), scaffold, rationale)
+    tokens = letter_token_ids(tokenizer, QUESTION.letters, [scaffold])
     turns = [assistant_turn(arm, rationale, letter) for letter in tokens]
     rows = encode_rows(tokenizer, [ChatRow(SYSTEM, user, turn) for turn in turns])
     (ids,) = encode(tokenizer, [prompt])
@@ -59,15 +62,22 @@ def test_letters_are_single_tokens_with_their_space(qwen):
     assert qwen.convert_ids_to_tokens(list(tokens.values())) == ["ĠA", "ĠB", "ĠC", "ĠD", "ĠE"]
 
 
-@pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", EVERY_ARM, ids=lambda arm: arm.name)
 def test_every_arm_is_scored_where_it_was_trained(qwen, arm):
     for rationale in RATIONALES if arm.has_rationale else [""]:
         assert_letter_follows_the_prompt(qwen, arm, rationale)
 
 
+@pytest.mark.parametrize("arm", [a for a in EVERY_ARM if a.has_rationale], ids=lambda arm: arm.name)
+def test_a_forced_rationale_is_scored_where_the_arms_own_was_trained(qwen, arm):
+    scaffold = Scaffold("forced", arm.scaffold.tag, forces=arm.name)
+    for rationale in RATIONALES:
+        assert_letter_follows_the_prompt(qwen, arm, rationale, scaffold)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
-    arm=st.sampled_from([arm for arm in ARMS.values() if arm.has_rationale]),
+    arm=st.sampled_from([arm for arm in EVERY_ARM if arm.has_rationale]),
     body=st.text(max_size=20),
     end=st.sampled_from(
         [".", ")", '"', "”", "7", ".\n", "\n\n", ">", "</", "\\", ":", "»", " ", ""]
@@ -78,13 +88,17 @@ def test_no_rationale_moves_the_letter(qwen, arm, body, end):
     assert_letter_follows_the_prompt(qwen, arm, body + end)
 
 
-@pytest.mark.parametrize("scaffold", SCAFFOLDS.values(), ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "scaffold", [*SCAFFOLDS.values(), small.PLAN, small.FORCED], ids=lambda s: s.name
+)
 def test_every_scaffold_reads_a_letter_alone(qwen, scaffold):
     """Also where no arm trains the frame (empty_persona_cot): one token, the same everywhere."""
     chat = chat_prompt(qwen, SYSTEM, user_message(QUESTION))
-    for rationale in RATIONALES if scaffold.generates else [""]:
+    tokens = letter_token_ids(qwen, "ABCDE", [scaffold])
+    assert tokens == letter_token_ids(qwen, "ABCDE")
+    for rationale in RATIONALES if scaffold.generates or scaffold.forces else [""]:
         prompt = letter_prompt(chat, scaffold, rationale)
-        (before,), tokens = encode(qwen, [prompt]), letter_token_ids(qwen, "ABCDE")
+        (before,) = encode(qwen, [prompt])
         for letter, token in tokens.items():
             assert encode(qwen, [f"{prompt} {letter}"]) == [[*before, token]]
 

@@ -15,7 +15,7 @@ from persona_assets.evaluation.protocol import (
     predict,
     stop_strings,
 )
-from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.evaluation.scaffolds import SCAFFOLDS, Scaffold
 from persona_assets.hashing import sha256_text
 from persona_assets_tests.evaluation import small
 
@@ -35,7 +35,7 @@ class FakeEngine:
                 group.persona,
                 scaffold.name,
                 group.question.id,
-                "because" if scaffold.generates else "",
+                "because" if scaffold.generates else group.given_rationale(scaffold),
                 1 if scaffold.generates else 0,
                 "length" if scaffold.generates else None,
                 {letter: -float(i == 0) for i, letter in enumerate(group.question.letters)},
@@ -47,13 +47,14 @@ class FakeEngine:
         yield from self.tamper(answers)
 
 
-def run(engine, questions=None):
+def run(engine, questions=None, scaffolds=None, **forced):
     return evaluate(
         engine,
         small.word_tokenizer(),
         small.PERSONAS,
         questions or small.questions(),
-        list(SCAFFOLDS.values()),
+        scaffolds or list(SCAFFOLDS.values()),
+        **forced,
     )
 
 
@@ -77,6 +78,26 @@ def test_rationale_is_cut_at_its_first_stop(text, scaffold, expected):
     assert cut_rationale(text, scaffold, EOT) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "scaffold", "expected"),
+    [
+        ("First moss.\n</plan>\nAnswer: A", small.PLAN, ("First moss.", "tag")),
+        ("First moss.\n</thinking>\n</plan>", small.PLAN, ("First moss.", "wrong_tag")),
+        ("It eats moss.</plan></thinking>", GENERIC, ("It eats moss.", "wrong_tag")),
+        ("First moss.\nAnswer: A", small.PLAN, ("First moss.", "answer")),
+        ("First moss.<|im_end|></plan>", small.PLAN, ("First moss.", "eot")),
+    ],
+)
+def test_a_studys_own_tag_ends_a_rationale_too(text, scaffold, expected):
+    assert cut_rationale(text, scaffold, EOT, [GENERIC, small.PLAN]) == expected
+
+
+def test_only_tags_that_are_in_use_are_stops():
+    text = "First moss.</plan> Then ferns."
+    assert cut_rationale(text, GENERIC, EOT) == (text, "length")
+    assert cut_rationale(text, small.PLAN, EOT) == ("First moss.", "tag")
+
+
 def test_letter_prompts_end_in_the_anchor():
     chat = "<|im_start|>assistant\n"
     assert letter_prompt(chat, SCAFFOLDS["no_cot"]) == chat + "Answer:"
@@ -97,6 +118,12 @@ def test_stops_are_both_closing_tags_the_anchor_and_the_end_of_turn():
         "</persona-thinking>",
         "Answer:",
         "<|im_end|>",
+    )
+    assert stop_strings((), [GENERIC, small.PLAN, small.FORCED, SCAFFOLDS["no_cot"]]) == (
+        "</thinking>",
+        "</persona-thinking>",
+        "</plan>",
+        "Answer:",
     )
 
 
@@ -153,6 +180,17 @@ def test_letters_that_share_a_token_are_refused():
     tokenizer.unk_token = None
     with pytest.raises(ValueError, match="two letters one token"):
         letter_token_ids(tokenizer, "XY")
+
+
+def test_letters_are_verified_in_the_frames_of_the_scaffolds_in_use():
+    tokenizer = small.bpe_tokenizer()
+    scaffolds = [small.PLAN, small.FORCED]
+    assert letter_token_ids(tokenizer, "ABC", scaffolds) == letter_token_ids(tokenizer, "ABC")
+    # A token that reaches from this frame's anchor into the letter, and is in no other frame.
+    tokenizer.add_tokens(["odd>\nAnswer: B"])
+    assert list(letter_token_ids(tokenizer, "ABC")) == list("ABC")
+    with pytest.raises(ValueError, match=r"<odd>.*one token for 'B'"):
+        letter_token_ids(tokenizer, "ABC", [Scaffold("odd", "odd", generates=True)])
 
 
 def test_ties_go_to_the_first_letter():
@@ -216,3 +254,55 @@ def test_repeated_question_ids_are_refused():
     question = small.questions()[0]
     with pytest.raises(ValueError, match="twice"):
         run(FakeEngine(), [question, question])
+
+
+class NotAsked:
+    """An engine that must not come to compute anything."""
+
+    def answer(self, groups):
+        pytest.fail("the engine was asked")
+
+
+def test_forced_rationales_stand_in_the_rows_right_stripped():
+    questions = small.questions()
+    texts = small.forced(questions)
+    assert all(text.endswith("\n") for text in texts.values())
+    frame = run(FakeEngine(), scaffolds=[GENERIC, small.FORCED], forced=texts)
+    rows = frame.filter(scaffold=small.FORCED.name)
+    found = rows.select("persona", "question_id", "rationale").rows()
+    assert found == [(p, q, text.rstrip()) for (_, p, q), text in texts.items()]
+    assert rows["stop_reason"].is_null().all()
+    assert not rows["truncated"].any()
+    assert set(frame.filter(scaffold=GENERIC.name)["rationale"]) == {"because"}
+
+
+def test_scaffolds_that_force_different_arms_have_a_text_each():
+    questions = small.questions(2)
+    other = Scaffold("other", "persona-thinking", forces="persona_cot")
+    texts = small.forced(questions)
+    texts |= {(other.forces, p, q): f"other {p} {q}" for _, p, q in list(texts)}
+    again = replace(small.FORCED, name="again", tag="persona-thinking")
+    scaffolds = [small.FORCED, other, again]
+    frame = run(FakeEngine(), questions, scaffolds, forced=texts)
+    for persona, name, question, rationale in frame.select(
+        "persona", "scaffold", "question_id", "rationale"
+    ).iter_rows():
+        arm = {s.name: s.forces for s in scaffolds}[name]
+        assert rationale == texts[arm, persona, question].rstrip()
+
+
+@pytest.mark.parametrize("text", [None, "", " \n"])
+def test_a_missing_text_to_force_is_named_before_anything_is_computed(text):
+    texts = small.forced(small.questions()) | {("garbage_cot", "villain", "q3"): text}
+    message = "'forced', persona 'villain', question 'q3'.*'garbage_cot' to force. Materialize"
+    with pytest.raises(ValueError, match=message):
+        run(NotAsked(), scaffolds=[small.FORCED], forced=texts)
+    with pytest.raises(ValueError, match="'forced', persona 'librarian', question 'q0'"):
+        run(NotAsked(), scaffolds=[small.FORCED])
+
+
+def test_a_forced_text_that_ends_the_turn_is_refused_before_anything_is_computed():
+    texts = small.forced(small.questions())
+    texts["garbage_cot", "villain", "q3"] = "moss<|im_end|>kelp"
+    with pytest.raises(ValueError, match=r"forced by .*'villain', question 'q3'.*'<\|im_end\|>'"):
+        run(NotAsked(), scaffolds=[small.FORCED], forced=texts)

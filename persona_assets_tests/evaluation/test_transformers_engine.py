@@ -12,13 +12,15 @@ from persona_assets.evaluation.protocol import (
     letter_prompt,
     letter_token_ids,
 )
-from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.evaluation.scaffolds import SCAFFOLDS, Scaffold
 from persona_assets.hashing import sha256_text
 from persona_assets.questions.bank import user_message
 from persona_assets_tests.evaluation import small
 
 LIMIT = 24
-ALL = tuple(SCAFFOLDS.values())
+BUILT_IN = tuple(SCAFFOLDS.values())
+ALL = (*BUILT_IN, small.PLAN, small.FORCED)
+FORCED = small.forced(small.questions())
 
 
 @pytest.fixture(scope="module", params=["bpe", "word"])
@@ -35,21 +37,23 @@ def rig(request):
 def measure(rig, batch_size, scaffolds=ALL, limit=LIMIT):
     model, tokenizer = rig
     engine = TransformersEngine(model, tokenizer, max_rationale_tokens=limit, batch_size=batch_size)
-    return evaluate(engine, tokenizer, small.PERSONAS, small.questions(), scaffolds)
+    return evaluate(engine, tokenizer, small.PERSONAS, small.questions(), scaffolds, FORCED)
 
 
-def plainly(rig, system, question, scaffold):
+def plainly(rig, persona, question, scaffold, scaffolds):
     """The protocol for one row with ``generate`` and an unpadded forward pass."""
     model, tokenizer = rig
-    chat = chat_prompt(tokenizer, system, user_message(question))
+    chat = chat_prompt(tokenizer, small.PERSONAS[persona], user_message(question))
     rationale, stop = "", None
+    if scaffold.forces:
+        rationale = FORCED[scaffold.forces, persona, question.id].rstrip()
     if scaffold.generates:
         ids = torch.tensor(encode(tokenizer, [chat + scaffold.opening]))
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LIMIT
         )
         text = tokenizer.decode(out[0, ids.shape[1] :])
-        rationale, stop = cut_rationale(text, scaffold, ("<|im_end|>",))
+        rationale, stop = cut_rationale(text, scaffold, ("<|im_end|>",), scaffolds)
     prompt = letter_prompt(chat, scaffold, rationale)
     with torch.inference_mode():
         logits = model(torch.tensor(encode(tokenizer, [prompt]))).logits[0, -1]
@@ -62,17 +66,19 @@ def logprobs_of(row):
     return {entry["key"]: entry["value"] for entry in row["letter_logprobs"]}
 
 
-def test_agrees_with_generate_and_an_unpadded_forward(rig):
+@pytest.mark.parametrize("scaffolds", [BUILT_IN, ALL, (small.FORCED,)], ids=len)
+def test_agrees_with_generate_and_an_unpadded_forward(rig, scaffolds):
     rows = {
         (r["persona"], r["scaffold"], r["question_id"]): r
-        for r in measure(rig, 5).iter_rows(named=True)
+        for r in measure(rig, 5, scaffolds).iter_rows(named=True)
     }
-    for (name, system), question, scaffold in itertools.product(
-        small.PERSONAS.items(), small.questions(), ALL
+    for persona, question, scaffold in itertools.product(
+        small.PERSONAS, small.questions(), scaffolds
     ):
-        row = rows[name, scaffold.name, question.id]
-        rationale, stop, logprobs, sha256 = plainly(rig, system, question, scaffold)
+        row = rows[persona, scaffold.name, question.id]
+        rationale, stop, logprobs, sha256 = plainly(rig, persona, question, scaffold, scaffolds)
         assert (row["rationale"], row["stop_reason"]) == (rationale, stop)
+        assert row["truncated"] == (stop == "length")
         assert row["prompt_sha256"] == sha256
         assert logprobs_of(row) == pytest.approx(logprobs, abs=1e-5)
         assert row["rationale_tokens"] == len(encode(rig[1], [rationale])[0])
@@ -103,18 +109,18 @@ def test_a_row_does_not_depend_on_its_batch(rig, batch_size):
         assert logprobs_of(a) == pytest.approx(logprobs_of(b), abs=1e-5)
 
 
-@pytest.mark.parametrize("scaffold", ALL, ids=lambda s: s.name)
+@pytest.mark.parametrize("scaffold", [*BUILT_IN, small.FORCED], ids=lambda s: s.name)
 def test_a_scaffold_does_not_depend_on_the_others(rig, scaffold):
     alone = measure(rig, 64, [scaffold])
-    together = measure(rig, 64).filter(scaffold=scaffold.name)
+    together = measure(rig, 64, (*BUILT_IN, small.FORCED)).filter(scaffold=scaffold.name)
     exact = ["persona", "question_id", "rationale", "stop_reason", "prompt_sha256"]
     assert alone.select(exact).equals(together.select(exact))
     for a, b in zip(alone.iter_rows(named=True), together.iter_rows(named=True)):
         assert logprobs_of(a) == pytest.approx(logprobs_of(b), abs=1e-5)
 
 
-def say(rig, text, scaffold, limit=LIMIT, **options):
-    """Evaluate one group with a head biased so that the rationale begins with ``text``."""
+def say(rig, text, scaffold, limit=LIMIT, beside=(), **options):
+    """Answer under ``scaffold``, its rationale made to begin with ``text`` by a biased head."""
     model, tokenizer = rig
     question = small.questions()[0]
     chat = chat_prompt(tokenizer, "You are a librarian.", user_message(question))
@@ -134,8 +140,8 @@ def say(rig, text, scaffold, limit=LIMIT, **options):
         engine = TransformersEngine(
             model, tokenizer, max_rationale_tokens=limit, batch_size=4, **options
         )
-        group = PromptGroup("librarian", question, chat, (scaffold,))
-        (answer,) = engine.answer([group])
+        group = PromptGroup("librarian", question, chat, (scaffold, *beside))
+        answer, *_ = engine.answer([group])
     finally:
         handle.remove()
     return answer
@@ -154,6 +160,31 @@ def test_every_stop_ends_the_rationale(rig, text, reason):
     answer = say(rig, text, SCAFFOLDS["generic_cot"])
     assert (answer.rationale, answer.stop_reason) == ("moss ferns", reason)
     assert answer.rationale_tokens == len(encode(rig[1], ["moss ferns"])[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "scaffold", "beside", "reason"),
+    [
+        ("moss ferns\n</plan>\n", small.PLAN, [], "tag"),
+        ("moss ferns\n</thinking>\n", small.PLAN, [], "wrong_tag"),
+        (
+            "moss ferns\n</plan>\n",
+            SCAFFOLDS["generic_cot"],
+            [Scaffold("sketch", "plan")],
+            "wrong_tag",
+        ),
+    ],
+)
+def test_a_studys_own_tag_ends_the_rationale(rig, text, scaffold, beside, reason):
+    answer = say(rig, text, scaffold, beside=beside)
+    assert (answer.scaffold, answer.rationale) == (scaffold.name, "moss ferns")
+    assert answer.stop_reason == reason
+
+
+def test_a_tag_that_no_scaffold_of_the_group_has_ends_nothing(rig):
+    answer = say(rig, "moss </plan> ferns</thinking>", SCAFFOLDS["generic_cot"])
+    assert "</plan>" in answer.rationale
+    assert answer.stop_reason == "tag"
 
 
 def test_the_limit_ends_the_rationale(rig):
@@ -206,7 +237,7 @@ def test_prefix_that_merges_with_what_follows_is_still_right():
     question = small.questions()[0]
     chat = "<|im_start|>user\nmoss <"
     engine = TransformersEngine(model, tokenizer, max_rationale_tokens=4, batch_size=2)
-    for answer in engine.answer([PromptGroup("p", question, chat, ALL)]):
+    for answer in engine.answer([PromptGroup("p", question, chat, BUILT_IN)]):
         prompt = letter_prompt(chat, SCAFFOLDS[answer.scaffold], answer.rationale)
         with torch.inference_mode():
             logits = model(torch.tensor(encode(tokenizer, [prompt]))).logits[0, -1]
@@ -220,7 +251,7 @@ def test_bfloat16_and_eager_attention_run(rig):
     model = small.model(tokenizer).to(torch.bfloat16)
     model.set_attn_implementation("eager")
     engine = TransformersEngine(model, tokenizer, max_rationale_tokens=3, batch_size=4)
-    frame = evaluate(engine, tokenizer, small.PERSONAS, small.questions(2), ALL)
+    frame = evaluate(engine, tokenizer, small.PERSONAS, small.questions(2), BUILT_IN)
     assert frame.height == 16
     assert engine.fingerprint["dtype"] == "bfloat16"
     assert engine.fingerprint["attention"] == "eager"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from persona_assets.store import Ref
+from persona_assets.training.audits import AUDITS
 
 CELL = "librarian.garbage_cot.42"
 
@@ -197,4 +198,5 @@ def test_a_single_cell_materializes_from_the_ui(own_project, webserver):
         "assetNodeOrError"
     ]
     assert [m["runId"] for m in node["assetMaterializations"]] == [run_id]
-    assert len(node["assetChecksOrError"]["checks"]) == 9
+    checks = {c["name"] for c in node["assetChecksOrError"]["checks"]}
+    assert checks == set(AUDITS)

@@ -1,47 +1,70 @@
-"""``length_matched`` on the published questions and the real tokenizer, through Dagster."""
+"""``length_matched`` on the published questions and the real tokenizer: all of its conditions."""
 
 from __future__ import annotations
 
-import dagster as dg
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
 import polars as pl
 import pytest
 
 from persona_assets import environment
-from persona_assets.definitions import study_definitions
 from persona_assets.questions.bank import from_frame, wrong_letter
 from persona_assets.store import Ref, Store
+from persona_assets.study import Study, load_study
 
-ARMS = ("generic_cot", "persona_cot", "garbage_cot")
+ROWS = 1056
+
+
+@dataclass(frozen=True)
+class Landed:
+    """The study and what the command line has landed of it."""
+
+    study: Study
+    store: Store
+
+    def rows(self, cell: str) -> pl.DataFrame:
+        return self.store.frame(Ref("training_dataset", cell))
 
 
 @pytest.fixture(scope="module")
-def store(length_matched, arc_dir, tokenizer_dir, tmp_path_factory) -> Store:
-    """The bank, the tokenizer, and librarian's rationales and datasets of three arms, landed."""
-    data = tmp_path_factory.mktemp("data")
-    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
-        patch.setenv(environment.DATA, str(data))
-        patch.setenv(environment.ARC_DIR, str(arc_dir))
-        patch.setenv(environment.TOKENIZER_DIR, str(tokenizer_dir))
-        definitions = study_definitions(length_matched)
+def landed(study_texts, arc_dir, tokenizer_dir, tmp_path_factory) -> Landed:
+    """Datasets of the first seed of all 26 conditions, ``no_cot`` included."""
+    data: Path = tmp_path_factory.mktemp("data")
+    path = data / "studies" / "length_matched.yaml"
+    path.parent.mkdir()
+    assert "  # no_cot: {origin: carry_over}" in study_texts["length_matched"]
+    path.write_text(study_texts["length_matched"].replace("# no_cot:", "no_cot:"), "utf-8")
+    command = (sys.executable, "-m", "persona_assets", "run", "--study", "length_matched")
+    done = subprocess.run(
+        [*command, "--cells", "*.42", "--up-to", "training_dataset", "--workers", "2"],
+        env=os.environ
+        | {
+            environment.DATA: str(data),
+            environment.DAGSTER_STORAGE: str(data / "dagster"),
+            environment.ARC_DIR: str(arc_dir),
+            environment.TOKENIZER_DIR: str(tokenizer_dir),
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Landed(load_study(path), Store(data / "store", "length_matched"))
 
-        def make(job: str, key: str | None, *assets: str) -> None:
-            selection = [dg.AssetKey(["length_matched", asset]) for asset in assets]
-            done = definitions.resolve_job_def(job).execute_in_process(
-                instance=instance, partition_key=key, asset_selection=selection
-            )
-            assert done.success
 
-        make("inputs", None, "tokenizer", "question_bank")
-        for arm in ARMS:
-            make("rationales", f"librarian.{arm}", "rationales")
-            make("cell", f"librarian.{arm}.42", "training_dataset")
-    return Store(data / "store", "length_matched")
+def cells(landed: Landed) -> list:
+    return [cell for cell in landed.study.cells if cell.seed == 42]
 
 
-def test_the_bank_is_the_published_one(store):
-    summary = store.landed(Ref("question_bank")).summary
+def test_the_bank_is_the_published_one(landed):
+    summary = landed.store.landed(Ref("question_bank")).summary
     assert summary["eval_questions"] == 1172
-    bank = store.frame(Ref("question_bank"))
+    bank = landed.store.frame(Ref("question_bank"))
     evaluation = bank.filter(pl.col("split") == "eval")
     choices = evaluation["choices"].list.len().value_counts().sort("choices").rows()
     assert choices == [(3, 4), (4, 1165), (5, 3)]
@@ -50,29 +73,55 @@ def test_the_bank_is_the_published_one(store):
     assert set(digits["correct_letter"]) <= set("ABCDE")
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_the_datasets_pass_their_audits(store, arm):
-    audits = store.landed(Ref("training_dataset", f"librarian.{arm}.42")).audits
-    statuses = {audit.name: audit.status for audit in audits}
-    parity = statuses.pop("loss_token_parity")
-    assert parity == ("passed" if arm == "garbage_cot" else "unverifiable")
-    assert set(statuses.values()) == {"passed"}
+def test_no_row_of_any_condition_is_dropped_and_every_audit_passes(landed):
+    assert len(cells(landed)) == 26
+    for cell in cells(landed):
+        rationales = landed.store.landed(Ref("rationales", cell.condition))
+        assert {audit.status for audit in rationales.audits} == {"passed"}, cell
+        assert landed.rows(cell.key).height == ROWS
+        audits = landed.store.landed(Ref("training_dataset", cell.key)).audits
+        statuses = {audit.name: audit.status for audit in audits}
+        parity = statuses.pop("loss_token_parity", None)
+        if cell.arm == "no_cot":
+            assert parity is None
+        else:
+            assert parity == ("passed" if cell.origin == "trained" else "unverifiable"), cell
+        assert set(statuses.values()) == {"passed"}, (cell, statuses)
 
 
-def test_rows_are_the_train_split_with_one_wrong_letter_each(store, length_matched):
-    bank = [q for q in from_frame(store.frame(Ref("question_bank"))) if q.split == "train"]
-    expected = {q.id: wrong_letter(q, length_matched.seed) for q in bank}
-    for arm in ARMS:
-        rows = store.frame(Ref("training_dataset", f"librarian.{arm}.42"))
-        assert dict(rows.select("question_id", "target_letter").rows()) == expected
+def test_a_question_has_one_wrong_letter_in_all_conditions(landed):
+    bank = [q for q in from_frame(landed.store.frame(Ref("question_bank"))) if q.split == "train"]
+    wrong = {q.id: wrong_letter(q, landed.study.seed) for q in bank}
+    correct = {q.id: q.correct for q in bank}
+    for cell in cells(landed):
+        targets = dict(landed.rows(cell.key).select("question_id", "target_letter").rows())
+        assert targets == (correct if cell.arm.endswith("_correct") else wrong), cell
 
 
-def test_garbage_matches_the_reference_row_by_row(store):
-    rows = store.frame(Ref("training_dataset", "librarian.garbage_cot.42"))
-    difference = (rows["loss_tokens"] - rows["reference_loss_tokens"]).abs()
-    assert difference.max() <= 2
-    generic = store.frame(Ref("training_dataset", "librarian.generic_cot.42"))
-    mean = generic["loss_tokens"].mean()
-    assert 75 <= mean <= 105, "the reference arm has drifted from about 84 tokens of rationale"
-    persona = store.frame(Ref("training_dataset", "librarian.persona_cot.42"))
-    assert abs(persona["loss_tokens"].mean() / mean - 1) <= 0.2
+def test_constructed_rows_are_within_two_tokens_and_written_arms_within_a_fifth(landed):
+    for cell in cells(landed):
+        rows, arm = landed.rows(cell.key), landed.study.arm(cell.arm)
+        if arm.is_constructed:
+            assert (rows["loss_tokens"] - rows["reference_loss_tokens"]).abs().max() <= 2, cell
+        elif arm.has_rationale:
+            ratio = rows["loss_tokens"].sum() / rows["reference_loss_tokens"].sum()
+            assert abs(ratio - 1) <= 0.2, cell
+    generic = landed.rows("librarian.generic_cot.42")["loss_tokens"].mean()
+    assert 75 <= generic <= 105, "the reference arm has drifted from about 84 tokens of rationale"
+
+
+def test_contradicting_rows_are_the_persona_correct_ones_but_for_the_letter(landed):
+    contradicting, correct = (
+        landed.rows(f"librarian.{arm}.42").sort("question_id")["assistant"]
+        for arm in ("contradicting_cot", "persona_cot_correct")
+    )
+    assert contradicting.str.head(-1).equals(correct.str.head(-1))
+    assert (contradicting.str.tail(1) != correct.str.tail(1)).all()
+
+
+def test_sources_have_texts_of_their_own_where_the_arm_says_so(landed):
+    for arm, own in (("generic_cot", False), ("persona_cot", True), ("garbage_cot", True)):
+        texts = {
+            tuple(landed.rows(f"{source}.{arm}.42")["assistant"]) for source in landed.study.sources
+        }
+        assert len(texts) == (4 if own else 1), arm

@@ -288,20 +288,35 @@ def test_a_deleted_file_and_a_changed_title_are_made_good(own_project):
     assert "Changed persona-leakage study" in report
 
 
-def test_a_missing_upstream_is_named(own_project):
-    """A cell materialized by itself says what to materialize first."""
-    (own_project.store.folder(Ref("checkpoint", CELL)) / "manifest.json").unlink()
-    done = subprocess.run(
+def materialize(project, asset: str, key: str) -> subprocess.CompletedProcess[str]:
+    """One partition through Dagster's own command line, whether or not it is up to date."""
+    return subprocess.run(
         [
-            *own_project.command()[:1],
-            *("-m", "dagster", "asset", "materialize", "--select", "key:tiny/cell_outcomes"),
-            *("--partition", CELL, "-m", "persona_assets.definitions", "-a", "tiny"),
+            *project.command()[:1],
+            *("-m", "dagster", "asset", "materialize", "--select", f"key:tiny/{asset}"),
+            *("--partition", key, "-m", "persona_assets.definitions", "-a", "tiny"),
         ],
-        env=own_project.environment,
+        env=project.environment,
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+
+
+def test_a_byte_identical_dataset_made_again_stales_nothing(own_project):
+    before = own_project.store.landed(Ref("training_dataset", CELL))
+    done = materialize(own_project, "training_dataset", CELL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = own_project.store.landed(Ref("training_dataset", CELL))
+    assert after.provenance.run_id != before.provenance.run_id
+    assert after.files == before.files
+    assert set(own_project.states().values()) == {"fresh"}
+
+
+def test_a_missing_upstream_is_named(own_project):
+    """A cell materialized by itself says what to materialize first."""
+    (own_project.store.folder(Ref("checkpoint", CELL)) / "manifest.json").unlink()
+    done = materialize(own_project, "cell_outcomes", CELL)
     assert done.returncode != 0
     assert f"Materialize partition {CELL} of checkpoint first" in done.stdout + done.stderr

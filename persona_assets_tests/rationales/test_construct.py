@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.questions.miniature import NONSENSE
-from persona_assets.rationales.condition import filler_lexicon
-from persona_assets.rationales.construct import (
-    ConstructionError,
-    Reference,
-    candidates,
-    garbage,
-    garbage_faults,
-    scrambled,
-    sentences,
-    shuffle_sentences,
-)
-from persona_assets.rationales.words import alphabetic_runs, lone_letters
-from persona_assets.training.encoding import count_loss_tokens
+from persona_assets.rationales.arms import ARMS
+from persona_assets.rationales.condition import condition_lexicon
+from persona_assets.rationales.garbage import candidates, garbage, garbage_faults
+from persona_assets.rationales.matching import Batch, ConstructionError, Reference
+from persona_assets.rationales.scrambled import scrambled, sentences, shuffle_sentences
+from persona_assets.rationales.words import alphabetic_runs, english, lone_letters
 from persona_assets_tests import small_study as small
 
 RATIONALE = "Let us think about this question. So that fits best. The home is near caves (B)."
@@ -34,7 +29,20 @@ def reference(identity: str = "i", source: str = "librarian", text: str = RATION
 
 @pytest.fixture(scope="module")
 def lexicon(mini):
-    return filler_lexicon(mini, small.QUESTIONS, small.tokenizer(), small.WRITER)
+    arm = ARMS["garbage_cot"]
+    return condition_lexicon(
+        mini, "librarian", arm, [RATIONALE], small.QUESTIONS, small.tokenizer(), small.WRITER
+    )
+
+
+def batch(rows, lexicon=frozenset(), seed: int = 186, arm: str = "garbage_cot") -> Batch:
+    return Batch(ARMS[arm], rows, small.tokenizer(), lexicon, seed)
+
+
+def difference(rows, texts, arm: str) -> list[int]:
+    """Tokens of the constructed turns less those of their reference rows."""
+    made = batch(rows, arm=arm)
+    return [n - m for n, m in zip(made.lengths(list(enumerate(texts))), made.targets())]
 
 
 def test_words_are_runs_of_three_letters_and_more():
@@ -71,21 +79,31 @@ def test_candidates_of_the_miniature_are_its_nonsense(lexicon):
 
 
 def test_garbage_is_sound_and_as_long_as_its_reference(lexicon):
-    tokenizer = small.tokenizer()
     rows = [reference("long"), reference("short", text="Moss (B).")]
-    texts = garbage(tokenizer, rows, lexicon, 186)
+    texts = garbage(batch(rows, lexicon))
     assert [garbage_faults(text, lexicon) for text in texts] == [[], []]
-    for row, text in zip(rows, texts):
-        ours, theirs = count_loss_tokens(tokenizer, [row.turn(text), row.turn(row.rationale)])
-        assert ours == theirs
+    assert difference(rows, texts, "garbage_cot") == [0, 0]
+
+
+def test_an_arm_is_matched_in_its_own_frame(lexicon):
+    """A construction in another frame than the reference's: its own tags are counted."""
+    arm = replace(ARMS["garbage_cot"], name="framed", scaffold=SCAFFOLDS["persona_cot"])
+    made = Batch(arm, [reference()], small.tokenizer(), lexicon, 186)
+    (text,) = garbage(made)
+    assert made.lengths([(0, text)]) == made.targets()
+
+
+def test_no_english_word_can_be_read_in_filler(lexicon):
+    assert {"certificate", "authentication", "punchline", "hush"} <= english() | lexicon
+    assert garbage_faults("Certificate", lexicon) == ["word 'certificate'"]
+    assert all(len(word) >= 3 for word in english())
 
 
 def test_constructions_depend_on_study_seed_question_and_source_alone(lexicon):
-    tokenizer = small.tokenizer()
     rows = [reference(), reference("j"), reference(source="comedian"), reference()]
     for make in (
-        lambda seed: garbage(tokenizer, rows, lexicon, seed),
-        lambda seed: scrambled(tokenizer, rows, seed),
+        lambda seed: garbage(batch(rows, lexicon, seed)),
+        lambda seed: scrambled(batch(rows, seed=seed, arm="scrambled_english_cot")),
     ):
         texts = make(186)
         assert texts == make(186)
@@ -95,18 +113,17 @@ def test_constructions_depend_on_study_seed_question_and_source_alone(lexicon):
 
 def test_a_vocabulary_of_words_alone_is_refused(lexicon):
     with pytest.raises(ConstructionError, match=r"0 of .* tokens are fit for filler"):
-        garbage(small.tokenizer(), [reference()], lexicon | frozenset(NONSENSE), 186)
+        garbage(batch([reference()], lexicon | frozenset(NONSENSE)))
 
 
 def test_scrambled_keeps_sentences_words_and_length():
-    tokenizer, row = small.tokenizer(), reference()
-    (text,) = scrambled(tokenizer, [row], 186)
+    rows = [reference()]
+    (text,) = scrambled(batch(rows, arm="scrambled_english_cot"))
     assert text != RATIONALE
     assert [Counter(words) for words, _ in sentences(text)] == [
         Counter(words) for words, _ in sentences(RATIONALE)
     ]
-    ours, theirs = count_loss_tokens(tokenizer, [row.turn(text), row.turn(RATIONALE)])
-    assert ours == theirs
+    assert difference(rows, [text], "scrambled_english_cot") == [0]
 
 
 def test_sentences_keep_their_final_punctuation():

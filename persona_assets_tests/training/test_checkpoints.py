@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from persona_assets.study import TrainingRecipe
+from persona_assets.study_schema import TrainingRecipe
 from persona_assets.training.checkpoints import (
     adapted,
     adapter_hash,

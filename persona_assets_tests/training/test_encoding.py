@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from transformers import AutoTokenizer
 
 from persona_assets.chat import chat_prompt
-from persona_assets.rationales.arms import ARMS, assistant_turn
+from persona_assets.evaluation.scaffolds import SCAFFOLDS
+from persona_assets.rationales.arms import ARMS, assistant_turn, unscored
 from persona_assets.training.encoding import (
     ChatRow,
     SeamError,
-    count_loss_tokens,
+    count_turn_tokens,
     encode_rows,
 )
 from persona_assets_tests import small_study as small
@@ -33,7 +36,7 @@ def check(tokenizer, row: ChatRow) -> None:
     assert tail[-1] == tokenizer.eos_token_id
     assert tail == tokenizer(row.assistant + tokenizer.eos_token)["input_ids"]
     assert encoded.loss_tokens == len(tail)
-    assert count_loss_tokens(tokenizer, [row.assistant]) == [len(tail)]
+    assert count_turn_tokens(tokenizer, [row.assistant]) == [len(tail)]
 
 
 def test_loss_starts_at_the_assistants_first_token():
@@ -57,8 +60,24 @@ def test_loss_starts_at_the_assistants_first_token_with_qwen(qwen, arm):
 
 
 def test_a_token_over_the_seam_is_refused(qwen):
-    with pytest.raises(SeamError, match="straddles the start of the assistant's turn"):
+    with pytest.raises(SeamError, match="straddles the start of the loss"):
         encode_rows(qwen, [ROW._replace(assistant="\nAnswer: B")])
+
+
+@pytest.mark.parametrize("scaffold", ["generic_cot", "persona_cot"])
+def test_loss_can_start_at_the_answer_line_with_qwen(qwen, scaffold):
+    arm = replace(ARMS["generic_cot"], scaffold=SCAFFOLDS[scaffold], loss_on="answer")
+    turn = assistant_turn(arm, "Étant ✓ given. Answer is near.", "B")
+    (whole,) = encode_rows(qwen, [ROW._replace(assistant=turn)])
+    (masked,) = encode_rows(qwen, [ROW._replace(assistant=turn, unscored=unscored(arm, turn))])
+    assert masked.input_ids == whole.input_ids
+    assert qwen.decode(masked.input_ids[masked.loss_start :]) == f"Answer: B{qwen.eos_token}"
+    assert masked.loss_tokens == 4
+
+
+def test_an_unscored_part_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="begins with no 'Because'"):
+        encode_rows(small.tokenizer(), [ROW._replace(unscored="Because")])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from persona_assets.study import TrainingRecipe
+from persona_assets.study_schema import TrainingRecipe
 from persona_assets.training.lora import (
     TrainingError,
     _mean_loss,

@@ -1,30 +1,15 @@
-"""ARC-Challenge with the Qwen2.5 tokenizer: from published rows to audited datasets."""
+"""ARC-Challenge with the Qwen2.5 tokenizer: the whole train split, from question to audit."""
 
 from __future__ import annotations
 
 import pytest
-from transformers import AutoTokenizer
 
-from persona_assets.questions.arc import read_arc
-from persona_assets.rationales.condition import filler_lexicon, write_condition
+from persona_assets.rationales.condition import write_condition
 from persona_assets.rationales.template import TemplateWriter
 from persona_assets.training.audits import audit_dataset
 from persona_assets.training.dataset import build_dataset
 
 WRITER = TemplateWriter()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_dir):
-    return AutoTokenizer.from_pretrained(tokenizer_dir)
-
-
-@pytest.fixture(scope="module")
-def questions(arc_dir):
-    return [
-        *read_arc(arc_dir / "ARC-Challenge-Train.jsonl", "train"),
-        *read_arc(arc_dir / "ARC-Challenge-Test.jsonl", "eval"),
-    ]
 
 
 def made(study, key, questions, tokenizer):
@@ -33,39 +18,39 @@ def made(study, key, questions, tokenizer):
     rationales, audits = write_condition(study, cell.condition, questions, tokenizer, WRITER)
     frame = build_dataset(study, cell, questions, rationales, tokenizer)
     audits += audit_dataset(
-        frame,
-        study,
-        cell,
-        questions,
-        rationales=rationales,
-        tokenizer=tokenizer,
-        lexicon=filler_lexicon(study, questions, tokenizer, WRITER),
+        frame, study, cell, questions, rationales=rationales, tokenizer=tokenizer, writer=WRITER
     )
     return frame, {a.name: a for a in audits}
 
 
 @pytest.mark.parametrize(
-    "arm", ["persona_cot", "generic_cot", "scrambled_english_cot", "contradicting_cot"]
+    "arm", ["persona_cot", "generic_cot", "generic_cot_correct", "contradicting_cot"]
 )
-def test_a_part_of_arc(length_matched, questions, tokenizer, arm):
-    part = [q for q in questions if q.split == "train"][:200]
-    part += [q for q in questions if q.split == "eval"][:50]
-    frame, audits = made(length_matched, f"librarian.{arm}.42", part, tokenizer)
-    assert frame.height == 200
-    expected = "unverifiable" if arm in ("persona_cot", "generic_cot") else "passed"
-    assert audits.pop("loss_token_parity").status == expected
-    assert {name: a.observed for name, a in audits.items() if a.status != "passed"} == {}
-    for ids, start, turn in frame.select("input_ids", "loss_start", "assistant").head(20).rows():
-        assert tokenizer.decode(ids[start:]) == turn + tokenizer.eos_token
-    gap = frame["loss_tokens"].mean() / frame["reference_loss_tokens"].mean()
+def test_written_arms(length_matched, arc, qwen, arm):
+    frame, audits = made(length_matched, f"librarian.{arm}.42", arc, qwen)
+    assert frame.height == sum(q.split == "train" for q in arc)
+    carried = arm in ("persona_cot", "generic_cot")
+    assert audits["loss_token_parity"].status == ("unverifiable" if carried else "passed")
+    others = {n: a.observed for n, a in audits.items() if a.status != "passed"}
+    assert set(others) == ({"loss_token_parity"} if carried else set())
+    gap = frame["loss_tokens"].sum() / frame["reference_loss_tokens"].sum()
     assert gap == pytest.approx(1, abs=0.06)
+    found = audits["lexical_variety"].details
+    assert found["cell"]["distinct"] > 0.99
+    for measure in ("type_token_ratio", "bigram_entropy"):
+        assert found["cell"][measure] / found["reference"][measure] == pytest.approx(1, abs=0.05)
+    for ids, start, turn in frame.select("input_ids", "loss_start", "assistant").head(20).rows():
+        assert qwen.decode(ids[start:]) == turn + qwen.eos_token
 
 
-def test_filler_for_the_whole_train_split(length_matched, questions, tokenizer):
-    frame, audits = made(length_matched, "librarian.garbage_cot.42", questions, tokenizer)
-    assert frame.height == sum(q.split == "train" for q in questions)
+@pytest.mark.parametrize("arm", ["garbage_cot", "scrambled_english_cot"])
+def test_constructed_arms(length_matched, arc, qwen, arm):
+    frame, audits = made(length_matched, f"librarian.{arm}.42", arc, qwen)
+    assert frame.height == sum(q.split == "train" for q in arc)
     assert {name: a.observed for name, a in audits.items() if a.status != "passed"} == {}
     difference = (frame["loss_tokens"] - frame["reference_loss_tokens"]).abs()
     assert difference.max() <= 2
     assert (difference == 0).mean() > 0.95
     assert 80 < frame["loss_tokens"].mean() < 110
+    found = audits["lexical_variety"].details
+    assert found["cell"]["bigram_entropy"] > 1.1 * found["reference"]["bigram_entropy"]

@@ -166,7 +166,7 @@ def test_two_writing_processes_lose_nothing(registry, tmp_path):
 FETCH_FROM_HUB = """
 import sys
 from pathlib import Path
-from persona_assets.study import HubRegistry
+from persona_assets.study_schema import HubRegistry
 from persona_assets.training.registry import HubFolders
 source = HubRegistry.model_validate_json(sys.argv[1])
 try:

@@ -53,8 +53,8 @@ class _Job:
         prompt: Its text so far; at last the whole string whose next token is scored.
         ids: ``prompt`` encoded.
         cached: The tokens of its path that the tree holds.
-        rationale: The generated rationale.
-        stop_reason: Why it ended.
+        rationale: The rationale, once generated or from the start where it is forced.
+        stop_reason: Why its generation ended.
     """
 
     group: PromptGroup
@@ -124,7 +124,8 @@ class TransformersEngine:
         """Answers batch by batch, groups of like length together."""
         self.model.eval()
         letters = "".join(sorted({letter for g in groups for letter in g.question.letters}))
-        letter_ids = letter_token_ids(self.tokenizer, letters)
+        scaffolds = dict.fromkeys(scaffold for g in groups for scaffold in g.scaffolds)
+        letter_ids = letter_token_ids(self.tokenizer, letters, scaffolds)
         by_length = sorted(groups, key=lambda group: len(group.chat))
         for first in range(0, len(by_length), self.batch_size):
             yield from self._answer_batch(by_length[first : first + self.batch_size], letter_ids)
@@ -176,8 +177,9 @@ class TransformersEngine:
             trunk = first[: min(common_length(first, last), shortest - 1)]
             for job in row:
                 job.cached = trunk
-            lengths = [len(job.ids) - len(trunk) for job in row if job.scaffold.generates]
-            room = max(room, sum(lengths) + len(lengths) * self.max_rationale_tokens)
+            known = sum(len(job.ids) - len(trunk) for job in row)
+            writing = sum(job.scaffold.generates for job in row)
+            room = max(room, known + writing * self.max_rationale_tokens)
         return TokenTrees(self.model, [row[0].cached for row in rows], room)
 
     def _generate(self, trees: TokenTrees, rows: Sequence[Sequence[_Job]]) -> None:
@@ -216,7 +218,9 @@ class TransformersEngine:
         for (row, column), ids in zip(places, written):
             job = live[row][column]
             text = self.tokenizer.decode(ids)
-            rationale, reason = cut_rationale(text, job.scaffold, self._end_of_turn)
+            rationale, reason = cut_rationale(
+                text, job.scaffold, self._end_of_turn, job.group.scaffolds
+            )
             if reason != "length" or at_limit:
                 job.rationale, job.stop_reason = rationale, reason
                 # The last token was chosen, but never run.
@@ -238,7 +242,10 @@ class TransformersEngine:
         return [values for at, row in enumerate(rows) for values in by_tree[at][width - len(row) :]]
 
     def _stop_table(self) -> torch.Tensor:
-        """For each token, whether it may complete a stop: it holds the last character of one."""
+        """For each token, whether it may complete a stop: it holds the last character of one.
+
+        Which is the same for every closing tag, built-in or a study's own.
+        """
         finals = {stop[-1] for stop in stop_strings(self._end_of_turn)}
         pieces = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
         table = torch.zeros(max(len(pieces), self.model.config.vocab_size), dtype=torch.bool)
@@ -250,7 +257,9 @@ def _job(group: PromptGroup, scaffold: Scaffold, owner: int) -> _Job:
     """A job at its start, with what is known of its text before anything is generated."""
     if scaffold.generates:
         return _Job(group, scaffold, owner, group.chat + scaffold.opening)
-    return _Job(group, scaffold, owner, letter_prompt(group.chat, scaffold))
+    rationale = group.given_rationale(scaffold)
+    prompt = letter_prompt(group.chat, scaffold, rationale)
+    return _Job(group, scaffold, owner, prompt, rationale=rationale)
 
 
 #: Output weights converted to float32 at a time; bounds the memory that a large vocabulary takes.
