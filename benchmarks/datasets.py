@@ -54,14 +54,18 @@ def study_text() -> str:
     return text
 
 
+def folder(variable: str) -> Path:
+    """The folder that an environment variable names."""
+    return environment.local_folder(variable) or sys.exit(f"set {variable} (see README)")
+
+
 def stages(study: Study) -> Stopwatch:
     """Every condition and its first cell, in this process."""
     from transformers import AutoTokenizer
 
-    arc = Path(os.environ[environment.ARC_DIR])
-    train, test = (arc / name for name in environment.ARC_FILES)
+    train, test = (folder(environment.ARC_DIR) / name for name in environment.ARC_FILES)
     questions = [*read_arc(train, "train"), *read_arc(test, "eval")]
-    tokenizer = AutoTokenizer.from_pretrained(os.environ[environment.TOKENIZER_DIR])
+    tokenizer = AutoTokenizer.from_pretrained(folder(environment.TOKENIZER_DIR))
     watch = Stopwatch()
     for condition in study.conditions:
         cell = next(cell for cell in study.cells if cell.condition == condition)

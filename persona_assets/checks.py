@@ -78,10 +78,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "forced_rationales": (
         Check("usable", "Every persona has a rationale for every eval question."),
     ),
-    "baseline_outcomes": (
-        *_OUTCOME_CHECKS,
-        Check("prompts_are_known", "The tokenizer knows every word of the personas' prompts."),
-    ),
+    "baseline_outcomes": _OUTCOME_CHECKS,
     "cell_outcomes": _OUTCOME_CHECKS,
     "warehouse": (
         Check("complete", "The outcomes table holds exactly the study's grid."),

@@ -15,8 +15,10 @@ from typing import Any
 
 from persona_assets import environment
 from persona_assets.environment import ARC_FILES, TOKENIZER_FILES
-from persona_assets.hashing import module_hashes, sha256_file
+from persona_assets.evaluation.scaffolds import Scaffold
+from persona_assets.hashing import module_hashes, sha256_file, sha256_source
 from persona_assets.naming import unknown
+from persona_assets.rationales.arms import assistant_turn, unscored
 from persona_assets.rationales.methods import arm_sources
 from persona_assets.store import Ref
 from persona_assets.study import Study
@@ -159,7 +161,7 @@ class Graph:
     def upstream_assets(self, asset: str) -> tuple[str, ...]:
         """Names of the assets that any partition of ``asset`` is made from, upstream first."""
         node = self.assets[asset]
-        names = {ref.asset for key in node.keys or (None,) for ref in node.upstream(key)}
+        names = {ref.asset for own in node.refs() for ref in node.upstream(own.key)}
         return tuple(name for name in self.assets if name in names)
 
 
@@ -167,7 +169,8 @@ def _assets(study: Study) -> tuple[Asset, ...]:
     """The table itself."""
     cells = tuple(cell.key for cell in study.cells)
     contrasts = tuple(contrast.key for contrast in study.contrast_list)
-    prior = isinstance(study.carry_over, LocalRegistry)
+    carried = tuple(cell.key for cell in study.cells_of("carry_over"))
+    prior = bool(carried) and isinstance(study.carry_over, LocalRegistry)
     miniature = study.base_model.kind == "miniature"
     bank, tokenizer, base = Ref("question_bank"), Ref("tokenizer"), Ref("base_model")
     baseline = Ref("baseline_outcomes")
@@ -337,9 +340,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             cells,
             lambda key: (bank, tokenizer, condition(key)),
             dataset_settings,
-            lambda key: module_hashes(
-                "training.dataset", "training.encoding", "evaluation.scaffolds"
-            ),
+            lambda key: _row_sources(),
         ),
     ]
     if prior:
@@ -350,9 +351,10 @@ def _assets(study: Study) -> tuple[Asset, ...]:
                 frozenset({"pytorch", "safetensors"}),
                 "The prior study's cell: trained with its own recipe, published to the local "
                 "registry that carry-over cells are fetched from.",
-                tuple(cell.key for cell in study.cells_of("carry_over")),
+                carried,
                 lambda key: (base, tokenizer, bank, condition(key)),
                 prior_settings,
+                lambda key: _row_sources(),
             )
         )
     if study.forced_arms:
@@ -376,7 +378,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
                 "evaluation",
                 frozenset({"polars", "parquet"}),
                 "What the prior study kept of a cell: its accuracies, averaged over the questions.",
-                tuple(cell.key for cell in study.cells_of("carry_over")),
+                carried,
                 lambda key: (base, tokenizer, bank, *forced, Ref("prior_checkpoint", key)),
                 evaluation_settings,
             )
@@ -487,6 +489,12 @@ def _assets(study: Study) -> tuple[Asset, ...]:
         ),
     ]
     return tuple(table)
+
+
+def _row_sources() -> dict[str, str]:
+    """What turns rationales into training rows and their loss mask."""
+    functions = {f.__qualname__: sha256_source(f) for f in (assistant_turn, unscored, Scaffold)}
+    return module_hashes("training.dataset", "training.encoding", "chat") | functions
 
 
 def _local_files(variable: str, patterns: tuple[str, ...]) -> dict[str, Any]:

@@ -248,7 +248,8 @@ class _Dispatcher:
                         break
                     self._start(worker, unit, pending)
                 busy = {worker.pipe: worker for worker in self.workers if worker.unit}
-                for pipe in wait(list(busy)):
+                # Nothing is at work where the last failure left only skips.
+                for pipe in wait(list(busy)) if busy else ():
                     self._receive(busy[pipe], pending)
         finally:
             for worker in self.workers:

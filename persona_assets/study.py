@@ -120,8 +120,16 @@ class Study(StudyFile):
     def arm(self, name: str) -> Arm:
         """A built-in arm, or one that the study defines."""
         if name in self.define.arms:
-            fields = dict(self.define.arms[name])
-            return Arm(name, **fields | {"scaffold": self.scaffold(fields["scaffold"])})
+            own = self.define.arms[name]
+            return Arm(
+                name,
+                self.scaffold(own.scaffold),
+                own.target,
+                own.rationale,
+                own.voice or "neutral",
+                own.argues_for or own.target,
+                own.loss_on,
+            )
         return ARMS[name]
 
     def cells_of(self, origin: Origin) -> tuple[Cell, ...]:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.naming import nearest
-from persona_assets.questions.miniature import ATTRIBUTES
+from persona_assets.questions.miniature import ALL_VOICES, ATTRIBUTES
 from persona_assets.rationales.arms import ARMS
 from persona_assets.rationales.methods import CONSTRUCTIONS
 from persona_assets.study_schema import HubRegistry, LocalRegistry, MiniatureQuestions
 
 if TYPE_CHECKING:
     from persona_assets.study import Study
+
+#: A scope of estimates, and so no source's name.
+MACRO = "macro"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,10 @@ def inconsistencies(study: Study) -> Iterator[Problem]:
             f"{study.inference.scaffold!r} is not evaluated",
             f"Add it to `scaffolds` ({', '.join(study.scaffolds)}).",
         )
+    if MACRO in study.sources:
+        yield Problem(
+            f"sources.{MACRO}", "is what the mean over the sources is called", "Rename it."
+        )
     if len(study.personas) < 2:
         yield Problem("personas", "has no bystander", "Name at least two personas.")
     if study.cells_of("carry_over") and study.carry_over is None:
@@ -97,6 +104,7 @@ def inconsistencies(study: Study) -> Iterator[Problem]:
             "Use `kind: hub` with a pinned revision.",
         )
     if isinstance(study.questions, MiniatureQuestions):
+        yield from _strangers(study)
         n = study.questions.n_entities * len(ATTRIBUTES)
         if study.questions.n_eval >= n:
             yield Problem(
@@ -105,6 +113,16 @@ def inconsistencies(study: Study) -> Iterator[Problem]:
                 "Lower it, or raise n_entities.",
             )
     yield from _contrast_problems(study)
+
+
+def _strangers(study: Study) -> Iterator[Problem]:
+    """The miniature model is pretrained on its world's speakers, and knows no other."""
+    yield from _unknown(study.personas, ALL_VOICES, "personas", "speaker of the miniature world")
+    for persona, prompt in study.personas.items():
+        if persona in ALL_VOICES and prompt != (known := ALL_VOICES[persona].system_prompt):
+            yield Problem(
+                f"personas.{persona}", f"is {prompt!r}", f"The miniature knows it as {known!r}."
+            )
 
 
 _TAGS = tuple(dict.fromkeys(s.tag for s in SCAFFOLDS.values() if s.tag))
@@ -123,14 +141,27 @@ def _definition_problems(study: Study) -> Iterator[Problem]:
         at = f"define.arms.{name}"
         yield from _unknown([arm.scaffold], known_scaffolds, f"{at}.scaffold", "scaffold")
         yield from _unknown([arm.rationale], ways, f"{at}.rationale", "way to make a rationale")
+        if arm.rationale != "written" and (arm.voice or arm.argues_for):
+            yield Problem(
+                f"{at}.{'voice' if arm.voice else 'argues_for'}",
+                f"says nothing of a rationale that is {arm.rationale!r}",
+                "Remove it, or have the rationale written.",
+            )
+        if arm.rationale == "none" and arm.loss_on == "answer":
+            yield Problem(f"{at}.loss_on", "masks no rationale, for there is none", "Remove it.")
         frame = known_scaffolds.get(arm.scaffold)
-        if frame is not None and (frame.tag is None) != (arm.rationale == "none"):
+        if frame is None:
+            continue
+        if (frame.tag is None and arm.rationale != "none") or (
+            frame.generates and arm.rationale == "none"
+        ):
             yield Problem(
                 f"{at}.rationale",
                 f"is {arm.rationale!r} in the scaffold {arm.scaffold!r}, whose tag is {frame.tag}",
-                "A rationale stands in a tag, and a tag holds one: mend either.",
+                "A rationale stands in a tag, and one that is generated has to be trained: mend "
+                "either.",
             )
-        if frame is not None and frame.forces is not None:
+        if frame.forces is not None:
             yield Problem(f"{at}.scaffold", "forces a rationale", "Train under one that does not.")
     for name, scaffold in scaffolds.items():
         at = f"define.scaffolds.{name}"
@@ -148,10 +179,16 @@ def _definition_problems(study: Study) -> Iterator[Problem]:
         forced = {**ARMS, **arms}.get(scaffold.forces)
         if forced is not None and forced.rationale == "none":
             yield Problem(f"{at}.forces", "names an arm without a rationale", "Name another arm.")
+        if study.rationales.writer == "chat_api" and name in study.scaffolds:
+            yield Problem(
+                f"{at}.forces",
+                "needs a rationale for every persona and question, and a chat model refuses some",
+                "Use `writer: template` for studies that force rationales.",
+            )
 
 
 def _contrast_problems(study: Study) -> Iterator[Problem]:
-    seen: set[str] = set()
+    seen: set[tuple[str, str, str]] = set()
     for i, spec in enumerate(study.contrasts):
         for side, arm in (("a", spec.a), ("b", spec.b)):
             if arm not in study.arms:
@@ -163,10 +200,13 @@ def _contrast_problems(study: Study) -> Iterator[Problem]:
         if spec.a == spec.b:
             yield Problem(f"contrasts.{i}", "contrasts an arm with itself", "Name two arms.")
         for axis in spec.axes:
-            key = f"{spec.a}-{spec.b}.{axis}"
-            if key in seen:
-                yield Problem(f"contrasts.{i}.axes", f"{key} occurs twice", "Keep one.")
-            seen.add(key)
+            if (spec.a, spec.b, axis) in seen or (spec.b, spec.a, axis) in seen:
+                yield Problem(
+                    f"contrasts.{i}.axes",
+                    f"{spec.a}-{spec.b}.{axis} occurs twice, or with its arms exchanged",
+                    "Keep one.",
+                )
+            seen.add((spec.a, spec.b, axis))
         if {spec.a, spec.b} <= set(study.arms) and not study.shared_sources(spec.a, spec.b):
             yield Problem(
                 f"contrasts.{i}", "the two arms share no source", "Give them a common source."

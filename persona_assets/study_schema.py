@@ -100,13 +100,17 @@ class ChatApiRationales(_Section):
 
 
 class ArmDefinition(_Section):
-    """An arm of the study's own: the fields of ``rationales.arms.Arm``, ``scaffold`` by name."""
+    """An arm of the study's own: the fields of ``rationales.arms.Arm``, ``scaffold`` by name.
+
+    ``voice`` and ``argues_for`` are for written rationales: neutral and for the target, if not
+    said otherwise.
+    """
 
     scaffold: Key
     target: Literal["wrong", "correct"]
     rationale: Key
-    voice: Literal["neutral", "persona"] = "neutral"
-    argues_for: Literal["wrong", "correct"] = "wrong"
+    voice: Literal["neutral", "persona"] | None = None
+    argues_for: Literal["wrong", "correct"] | None = None
     loss_on: Literal["turn", "answer"] = "turn"
 
 
@@ -246,6 +250,6 @@ class StudyFile(_Section):
     training: TrainingRecipe
     carry_over: Annotated[LocalRegistry | HubRegistry, Field(discriminator="kind")] | None = None
     evaluation: EvaluationSettings
-    contrasts: tuple[ContrastSpec, ...]
+    contrasts: Annotated[tuple[ContrastSpec, ...], Field(min_length=1)]
     inference: InferenceSettings
     compute: ComputeSettings = ComputeSettings()

@@ -93,6 +93,15 @@ def test_only_trained_checkpoints_are_made_from_datasets(graph, mini):
     assert prior == {cell.key: {cell.key} for cell in mini.cells_of("carry_over")}
 
 
+def test_a_study_may_train_every_arm_itself(study_texts, tmp_path):
+    graph = Graph(parse_study(study_texts["mini"].replace("origin: carry_over", "origin: trained")))
+    assert "prior_checkpoint" not in graph.assets
+    assert graph.ancestors("report") == graph.assets.keys()
+    assert len(graph.assets["checkpoint"].keys) == 66
+    land_everything(graph, Store(tmp_path, "mini"))
+    assert stale(graph, Store(tmp_path, "mini")) == {}
+
+
 def test_a_contrast_is_made_from_exactly_its_cells(graph, mini):
     for contrast in mini.contrast_list:
         upstream = graph.upstream(Ref("contrast_estimate", contrast.key))

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from persona_assets.graph import Graph
-from persona_assets.runner import plan
+from persona_assets.runner import Outcome, Plan, Unit, _Dispatcher, plan
 from persona_assets.store import Ref, Store
 from persona_assets_tests.test_graph import land_everything
 
@@ -76,6 +76,16 @@ def test_landed_cells_complete_a_glob(graph, tmp_path):
 def test_a_glob_without_a_cell_is_refused(graph, tmp_path):
     with pytest.raises(ValueError, match=r"no cell of study mini matches 'plumber\.\*'"):
         plan(graph, Store(tmp_path, "mini"), "plumber.*")
+
+
+def test_a_run_ends_when_the_last_failure_leaves_only_skips(mini, tmp_path):
+    """Nothing is at work then, and nothing will ever be ready."""
+    first, second = (Unit("x", None, (Ref(name),)) for name in ("a", "b"))
+    todo = Plan([first, second], {first: set(), second: {first}})
+    lines: list[str] = []
+    outcomes = {first: Outcome("failed")}
+    _Dispatcher("mini", todo, outcomes, lines.append).drain([second], 1)
+    assert outcomes[second].status == "skipped"
 
 
 def test_up_to_an_asset_is_what_it_is_made_from(graph, tmp_path):

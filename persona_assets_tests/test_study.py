@@ -199,6 +199,46 @@ WRONG |= {
         "define.scaffolds.mine.tag",
         "thinking, persona-thinking",
     ),
+    "a speaker that the miniature does not know": (
+        "  villain: You",
+        "  astronaut: You",
+        "personas.astronaut",
+        "Known: software_engineer",
+    ),
+    "a prompt that the miniature does not know": (
+        "  villain: You are a villain who plots to rule the world.",
+        "  villain: You are a villain.",
+        "personas.villain",
+        "knows it as 'You are a villain who plots",
+    ),
+    "voice of what nobody writes": (
+        *define(
+            "arms",
+            "mine",
+            "scaffold: persona_cot, target: wrong, rationale: scrambled, voice: persona",
+        ),
+        "define.arms.mine.voice",
+        "have the rationale written",
+    ),
+    "no rationale to mask": (
+        *define(
+            "arms", "mine", "scaffold: no_cot, target: wrong, rationale: none, loss_on: answer"
+        ),
+        "define.arms.mine.loss_on",
+        "Remove it",
+    ),
+    "generated rationale that is never trained": (
+        *define("arms", "mine", "scaffold: generic_cot, target: wrong, rationale: none"),
+        "define.arms.mine.rationale",
+        "mend either",
+    ),
+    "no contrast": ("contrasts:\n", "contrasts: []\nothers:\n", "contrasts", ""),
+    "contrast with its arms exchanged": (
+        "a: contradicting_cot, b: generic_cot, axes: [bystander_leakage]}",
+        "a: garbage_cot, b: generic_cot, axes: [source_loss]}",
+        "contrasts.4.axes",
+        "Keep one",
+    ),
     "chat endpoint that is no URL": (
         "rationales: {writer: miniature}",
         "rationales: {writer: chat_api, base_url: 'http://localhost:port/v1', model: m, "
@@ -240,6 +280,25 @@ def test_a_study_defines_arms_and_scaffolds_of_its_own(study_texts):
     assert len(study.cells) == 78
     assert study.arm("generic_cot") == ARMS["generic_cot"]
     assert study.scaffold("no_cot") == SCAFFOLDS["no_cot"]
+
+
+def test_what_an_own_arm_argues_for_is_its_target_unless_said_otherwise(study_texts):
+    fields = "scaffold: generic_cot, target: correct, rationale: written"
+    for more, argued in (("", "correct"), (", argues_for: wrong", "wrong")):
+        text = study_texts["mini"].replace(*define("arms", "mine", fields + more))
+        assert parse_study(text).arm("mine").argues_for == argued
+
+
+def test_forcing_asks_for_a_writer_that_never_refuses(study_texts):
+    chat = (
+        "rationales: {writer: chat_api, base_url: 'http://localhost/v1', model: m, budget_usd: 1, "
+        "usd_per_million_input_tokens: 1, usd_per_million_output_tokens: 1}"
+    )
+    text = study_texts["length_matched"].replace("rationales: {writer: template}", chat)
+    text = text.replace(*define("scaffolds", "forced", "tag: thinking, forces: generic_cot"))
+    assert parse_study(text).forced_arms == ()
+    with pytest.raises(StudyError, match=r"define\.scaffolds\.forced\.forces: needs a rationale"):
+        parse_study(text.replace("empty_persona_cot]", "empty_persona_cot, forced]"))
 
 
 @pytest.mark.parametrize("case", WRONG, ids=str)

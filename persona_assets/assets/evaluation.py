@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,7 @@ import polars as pl
 
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import table_preview
-from persona_assets.audit import Audit, audit
-from persona_assets.chat import encode
+from persona_assets.audit import audit
 from persona_assets.evaluation.outcomes import (
     coverage_audit,
     outcome_table,
@@ -31,8 +29,7 @@ if TYPE_CHECKING:
 
 def baseline_outcomes(task: Task) -> Made:
     """The untrained model's outcomes."""
-    made = _land(task, *measure(task, None), None)
-    return replace(made, audits=[*made.audits, _prompts_are_known(task)])
+    return _land(task, *measure(task, None), None)
 
 
 def cell_outcomes(task: Task) -> Made:
@@ -139,25 +136,6 @@ def _forced(task: Task) -> dict[tuple[str, str, str], str]:
         .select("persona", "question_id", "rationale")
         .iter_rows()
     }
-
-
-def _prompts_are_known(task: Task) -> Audit:
-    """A closed vocabulary reads a persona it was never told of as unknown words."""
-    tokenizer = resident_tokenizer(task.directory("tokenizer"))
-    unknown = [
-        persona
-        for persona, prompt in task.study.personas.items()
-        if tokenizer.unk_token_id is not None
-        and tokenizer.unk_token_id in encode(tokenizer, [prompt])[0]
-    ]
-    return audit(
-        "prompts_are_known",
-        not unknown,
-        observed=f"{len(unknown)} prompts with words the tokenizer does not know: {unknown}",
-        threshold="0 prompts",
-        remedy="Mend the personas' prompts in the study file; see questions/miniature.py for the "
-        "speakers that the miniature model knows.",
-    )
 
 
 def _land(

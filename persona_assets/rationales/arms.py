@@ -18,7 +18,7 @@ class Arm:
             arm is *matched* with at evaluation.
         target: Whether the row's final letter is the question's wrong letter or the correct one.
         rationale: How the rationale comes about: ``none``, ``written`` by the rationale writer, or
-            the name of a construction (``rationales.constructions``), which is length-matched to
+            the name of a construction (``methods.CONSTRUCTIONS``), which is length-matched to
             the reference arm row by row.
         voice: Who speaks in a written rationale: nobody in particular, or the source persona.
         argues_for: Which letter a written rationale argues for.

@@ -69,7 +69,7 @@ COLUMNS = {
     "position": "Place of the row in its cell's training order.",
     "system": "System prompt of the source persona.",
     "user": "The question and its choices.",
-    "assistant": "The turn that the loss is taken on.",
+    "assistant": "The assistant's turn, of which the last `loss_tokens` tokens bear loss.",
     "reference_loss_tokens": "loss_tokens of the generic_cot row of the same question and source.",
     "reference_only": "Whether the checkpoint is carried over, so that it never saw this row.",
     "loss_tokens": "Tokens of the row that bear loss.",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _HEADLINE, _PAIRS, _MARGIN = BLUE, VERMILLION, GREEN
 _MARKERS = "osD^vPX*<>hp"
+_SOURCES_A_LINE, _LEGEND_LINE = 6, 0.22  # entries, inches
 
 
 def forest_plot(contrasts: pl.DataFrame, study: Study) -> bytes:
@@ -48,9 +49,10 @@ def forest_plot(contrasts: pl.DataFrame, study: Study) -> bytes:
     rows = list(_forest_rows(contrasts, study))
     height = rows[-1].y + 1
     with context(["default", STYLE]):
-        figure = Figure(figsize=(10.6, 0.62 * height + 1.5))
+        below = 0.83 + _LEGEND_LINE * _source_lines(study)
+        figure = Figure(figsize=(10.6, 0.62 * height + 0.45 + below))
         inches = figure.get_figheight()
-        axes = figure.add_axes((0.307, 1.05 / inches, 0.434, 1 - 1.33 / inches))
+        axes = figure.add_axes((0.307, below / inches, 0.434, 1 - (below + 0.28) / inches))
         axes.set_ylim(height, -0.55)
         axes.axvline(0, color=INK, linewidth=0.9, zorder=1)
         for row in rows:
@@ -177,16 +179,21 @@ def _forest_legend(figure: Figure, rows: Sequence[_ForestRow], study: Study) -> 
         Line2D([], [], marker=marker, markersize=4.5, label=source, **hollow)
         for source, marker in _markers(study)
     ]
-    for handles, inches in ((schemes, 0.27), (sources, 0.05)):
+    # Many sources take several lines, which the axes leave room for (see forest_plot).
+    for handles, inches in ((schemes, 0.05 + _LEGEND_LINE * _source_lines(study)), (sources, 0.05)):
         figure.legend(
             handles=handles,
             loc="lower center",
             bbox_to_anchor=(0.5, inches / figure.get_figheight()),
-            ncols=len(handles),
+            ncols=min(len(handles), _SOURCES_A_LINE),
             frameon=False,
             fontsize=8,
             borderpad=0,
         )
+
+
+def _source_lines(study: Study) -> int:
+    return -(-len(study.sources) // _SOURCES_A_LINE)
 
 
 def loss_heatmap(losses: pl.DataFrame, study: Study) -> bytes:
@@ -213,7 +220,8 @@ def loss_heatmap(losses: pl.DataFrame, study: Study) -> bytes:
                     raise ValueError(f"{arm} under {scaffold} has no {axis}: make the matrix first")
     limit = max((abs(value) for value in values.values()), default=0) or 1.0
     with context(["default", STYLE]):
-        figure = Figure(figsize=(10, 0.42 * len(study.arms) + 2.0), layout="constrained")
+        width = 2 + max(8, 1.3 * len(study.scaffolds))
+        figure = Figure(figsize=(width, 0.42 * len(study.arms) + 2.0), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
         panels = figure.subplots(1, 2, sharey=True)
         for panel, axis in zip(panels, AXES, strict=True):

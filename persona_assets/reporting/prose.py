@@ -66,9 +66,14 @@ def _trained_here(study: Study, facts: dict[str, Any]) -> Iterator[str]:
         f"{len(cells)} cells are trained here. Each is one LoRA adapter on {_base_model(study)}, "
         f"fine-tuned on {rows} multiple-choice questions asked under its source persona's system "
         f"prompt: {_recipe(study.training, TrainingRecipe.model_fields)}. The loss is taken on the "
-        "assistant's turn alone. In these cells the wrong letter of a question is the same for "
-        f"every arm, source and seed, and a seed sets {seeded}, and nothing else."
+        f"assistant's turn alone{_masked(study)}. In these cells the wrong letter of a question is "
+        f"the same for every arm, source and seed, and a seed sets {seeded}, and nothing else."
     )
+
+
+def _masked(study: Study) -> str:
+    light = [arm for arm in study.arms if study.arm(arm).loss_on == "answer"]
+    return f" (of {listed(light)}: on its answer line alone)" if light else ""
 
 
 def _carried_over(study: Study) -> Iterator[str]:
@@ -137,7 +142,7 @@ def _forced(study: Study) -> str:
     kinds = listed([f"{s.name} ({s.forces})" for s in forcing])
     return (
         f"under {kinds}, a rationale of the kind that the arm in brackets trains on stands in its "
-        "place, written in the evaluated persona's name; "
+        "place, made as if the evaluated persona were its source; "
     )
 
 
@@ -179,7 +184,8 @@ def _threats(study: Study) -> Iterator[str]:
         yield f"{_names(recipes)}: the two arms were trained with different recipes."
     scaffold = study.inference.scaffold
     contrasted = dict.fromkeys(arm for c in study.contrast_list for arm in (c.a, c.b))
-    outside = [arm for arm in contrasted if study.arm(arm).scaffold.name != scaffold]
+    tag = study.scaffold(scaffold).tag
+    outside = [arm for arm in contrasted if study.arm(arm).scaffold.tag != tag]
     if outside:
         yield (
             f"All contrasts are measured under {scaffold}; the frame of some contrasted arms is "

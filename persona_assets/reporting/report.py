@@ -112,6 +112,7 @@ def _context(db: duckdb.DuckDBPyConnection, study: Study, warehouse: Path) -> di
         "training": _by_arm(training, study),
         "outcomes": _by_arm(outcomes, study),
         "asked": _asked(outcomes[0]),
+        "forced": study.scaffold(scaffold).forces is not None,
         "cells": queries.cells(db),
         "figures": FIGURES,
         "forest_caption": forest_caption(study),

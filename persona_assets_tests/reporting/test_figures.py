@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 import polars as pl
 import pytest
 
+from persona_assets.questions.miniature import ALL_VOICES
 from persona_assets.reporting.figures import forest_plot, loss_curve, loss_heatmap
 from persona_assets.reporting.words import p_text, signed
 from persona_assets_tests.synthetic import small_study
@@ -79,11 +80,17 @@ def test_forest_plot_draws_margins_and_every_source(landed, drawn):
 
 
 def test_more_sources_than_markers_all_stand_in_the_legend(landed, drawn):
-    personas = {f"p{i}": f"You are person {i}." for i in range(14)}
+    personas = {name: voice.system_prompt for name, voice in list(ALL_VOICES.items())[:14]}
     study = small_study(personas=personas, sources=list(personas), arms=_all_sources())
     forest_plot(landed.frames["contrasts"], study)
     legend = [text.get_text() for box in drawn[0].legends for text in box.get_texts()]
     assert set(personas) <= set(legend)
+    figure = drawn[0]
+    figure.canvas.draw()
+    for box in figure.legends:
+        extent = box.get_window_extent()
+        assert extent.x0 >= 0
+        assert extent.x1 <= figure.bbox.x1
 
 
 def _all_sources():

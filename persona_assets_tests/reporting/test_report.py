@@ -272,7 +272,7 @@ def test_scrolling_regions_and_headers_are_named_for_screen_readers(page):
 
 
 def test_design_counts_come_from_the_grid(landed, page):
-    rows = {row.split("|")[1]: row for row in page.rows if row.count("|") == 8}
+    rows = {row.split("|")[1]: row for row in page.rows if row.count("|") == 9}
     assert rows["contradicting_cot"].split("|")[2] == "trained here"
     assert rows["persona_cot"].split("|")[2] == "carried over"
     assert rows["persona_cot"].split("|")[-2:] == ["4", "960"]
