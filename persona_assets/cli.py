@@ -19,11 +19,23 @@ study_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands whose users' mistakes are told in a sentence, not in a traceback."""
+
+    def invoke(self, ctx: click.Context):
+        try:
+            return super().invoke(ctx)
+        except (StoreError, environment.FolderMissing) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="persona_assets")
 def main() -> None:
     """A Dagster asset graph for persona fine-tuning experiments."""
     environment.prepare()
+    for variable in (environment.ARC_DIR, environment.TOKENIZER_DIR):
+        environment.local_folder(variable)  # before any work: a folder that is not there
 
 
 @main.command()
@@ -48,12 +60,12 @@ def run(study: str, cells: str, up_to: str | None, workers: int) -> None:
     _load(study)
     try:
         outcomes = runner.run(study, cells, workers, up_to, say=click.echo)
-    except (ValueError, StoreError, runner.AlreadyRunning) as error:
+    except (ValueError, runner.AlreadyRunning) as error:
         raise click.ClickException(str(error)) from error
     bad = {unit: o for unit, o in outcomes.items() if o.status in ("failed", "skipped")}
     store = Store(environment.store_dir(), study)
     for asset, name in (("report", "report.html"), ("warehouse", "warehouse.duckdb")):
-        if store.manifest(Ref(asset)) is not None and not bad:
+        if Ref(asset) in {ref for unit in outcomes for ref in unit.refs} and not bad:
             click.echo(f"{asset + ':':<10} {store.path(Ref(asset), name)}")
     if bad:
         failed = [str(unit) for unit, o in bad.items() if o.status == "failed"]
@@ -81,20 +93,17 @@ def status(study: str, why: str | None) -> None:
         return
     stages = [stage for stage in _STAGES if stage in graph.assets]
     width = max(len(cell.key) for cell in loaded.cells)
-    try:
-        click.echo(" " * (width + 2) + "  ".join(stages))
-        for cell in loaded.cells:
-            marks = [_mark(graph, freshness, Ref(stage, cell.key)) for stage in stages]
-            row = "  ".join(f"{mark:^{len(s)}}" for mark, s in zip(marks, stages, strict=True))
-            click.echo(f"{cell.key:<{width}}  {row}".rstrip())
-        click.echo()
-        for name, asset in graph.assets.items():
-            states = [freshness.state(ref) for ref in asset.refs()]
-            counts = {state: states.count(state) for state in dict.fromkeys(states)}
-            text = ", ".join(f"{count} {state}" for state, count in counts.items())
-            click.echo(f"{name:<{width}}  {text}")
-    except StoreError as error:
-        raise click.ClickException(str(error)) from error
+    click.echo(" " * (width + 2) + "  ".join(stages))
+    for cell in loaded.cells:
+        marks = [_mark(graph, freshness, Ref(stage, cell.key)) for stage in stages]
+        row = "  ".join(f"{mark:^{len(s)}}" for mark, s in zip(marks, stages, strict=True))
+        click.echo(f"{cell.key:<{width}}  {row}".rstrip())
+    click.echo()
+    for name, asset in graph.assets.items():
+        states = [freshness.state(ref) for ref in asset.refs()]
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        text = ", ".join(f"{count} {state}" for state, count in counts.items())
+        click.echo(f"{name:<{width}}  {text}")
 
 
 def _explain(graph, freshness, what: str) -> None:

@@ -27,6 +27,10 @@ ARC_FILES = ("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl")
 TOKENIZER_FILES = ("tokenizer*", "vocab.json", "merges.txt", "chat_template*", "special_tokens*")
 
 
+class FolderMissing(FileNotFoundError):
+    """A folder that an environment variable names is not there."""
+
+
 def prepare() -> None:
     """Set the variables that are not set, and make the set ones absolute."""
     data = Path(os.environ.get(DATA) or _PROJECT / "data").resolve()
@@ -65,12 +69,12 @@ def local_folder(variable: str) -> Path | None:
     """The folder that an environment variable names, or None if it is unset.
 
     Raises:
-        FileNotFoundError: it is set and no folder; names variable and path.
+        FolderMissing: it is set and no folder; names variable and path.
     """
     value = os.environ.get(variable)
     if not value:
         return None
     path = Path(value).resolve()
     if not path.is_dir():
-        raise FileNotFoundError(f"{variable} names {path}, which is no folder. Mend or unset it.")
+        raise FolderMissing(f"{variable} names {path}, which is no folder. Mend or unset it.")
     return path

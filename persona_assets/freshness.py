@@ -147,8 +147,24 @@ def _differences(was: Any, now: Any, path: tuple[str, ...] = ()) -> Iterator[str
         for key in sorted(was.keys() | now.keys()):
             if was.get(key) != now.get(key) or (key in was) != (key in now):
                 yield from _differences(was.get(key), now.get(key), (*path, key))
+    elif path and isinstance(was, list) and isinstance(now, list):
+        yield from _list_differences(was, now, path)
     else:
         yield _difference(was, now, *path)
+
+
+def _list_differences(was: list, now: list, path: tuple[str, ...]) -> Iterator[str]:
+    """By name where the items have names; else what came and what went."""
+    if all(isinstance(item, dict) and "name" in item for item in (*was, *now)):
+        ours, theirs = ({item["name"]: item for item in items} for items in (was, now))
+        if ours != theirs:
+            yield from _differences(ours, theirs, path)
+            return
+    came, went = [x for x in now if x not in was], [x for x in was if x not in now]
+    words = [
+        f"{verb} {_shown(items)}" for verb, items in (("gained", came), ("lost", went)) if items
+    ]
+    yield f"{'.'.join(path[1:])} {' and '.join(words) or 'is in another order'}"
 
 
 def _difference(was: Any, now: Any, kind: str, *path: str) -> str:

@@ -15,11 +15,10 @@ from typing import Any
 
 from persona_assets import environment
 from persona_assets.environment import ARC_FILES, TOKENIZER_FILES
-from persona_assets.evaluation.scaffolds import Scaffold
 from persona_assets.hashing import module_hashes, sha256_file, sha256_source
 from persona_assets.naming import unknown
-from persona_assets.rationales.arms import assistant_turn, unscored
-from persona_assets.rationales.methods import arm_sources
+from persona_assets.rationales.arms import unscored
+from persona_assets.rationales.methods import arm_sources, turn_sources
 from persona_assets.store import Ref
 from persona_assets.study import Study
 from persona_assets.study_schema import LocalRegistry
@@ -97,6 +96,10 @@ JOBS: Mapping[str, Job] = {
 }
 
 
+#: What a dataset's checks are made by: other thresholds ask for another verdict.
+_AUDITS = tuple(
+    f"training.{name}" for name in ("audits", "audited", "audit_budget", "audit_rows", "audit_text")
+)
 _WORLD = ("questions.miniature", "rationales.miniature")
 
 
@@ -301,7 +304,9 @@ def _assets(study: Study) -> tuple[Asset, ...]:
                     else _local_files(environment.ARC_DIR, ARC_FILES)
                 )
             ),
-            lambda key: module_hashes(*_WORLD) if miniature else {},
+            lambda key: module_hashes(
+                "questions.bank", *(_WORLD if miniature else ("questions.arc",))
+            ),
         ),
         Asset(
             "base_model",
@@ -340,7 +345,7 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             cells,
             lambda key: (bank, tokenizer, condition(key)),
             dataset_settings,
-            lambda key: _row_sources(),
+            lambda key: _row_sources() | module_hashes(*_AUDITS),
         ),
     ]
     if prior:
@@ -493,8 +498,8 @@ def _assets(study: Study) -> tuple[Asset, ...]:
 
 def _row_sources() -> dict[str, str]:
     """What turns rationales into training rows and their loss mask."""
-    functions = {f.__qualname__: sha256_source(f) for f in (assistant_turn, unscored, Scaffold)}
-    return module_hashes("training.dataset", "training.encoding", "chat") | functions
+    mask = {unscored.__qualname__: sha256_source(unscored)}
+    return module_hashes("training.dataset", "questions.bank") | turn_sources() | mask
 
 
 def _local_files(variable: str, patterns: tuple[str, ...]) -> dict[str, Any]:

@@ -129,8 +129,10 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
         for c in study.contrast_list
         if c.key not in contrasts and "contrast_estimate" in asked
     ]
-    if len(available) < len(study.cells) and "report" in asked:
-        left_out.append(f"the report ({len(study.cells) - len(available)} cells are missing)")
+    if len(available) < len(study.cells) and asked & set(JOBS["aggregates"].assets):
+        left_out.append(
+            f"{up_to or 'the report'} ({len(study.cells) - len(available)} cells are missing)"
+        )
     return Plan(units, waits_for, left_out)
 
 

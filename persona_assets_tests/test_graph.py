@@ -234,6 +234,42 @@ def test_a_reworded_reference_concerns_every_row_that_is_held_against_it(
     assert stale(real, real_landed)["rationales"] == set(real.study.conditions)
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "assets"),
+    [
+        ("rationales.methods", "STOP_WORDS", {"rationales", "training_dataset"}),
+        ("rationales.methods", "ANCHOR", {"rationales", "training_dataset"}),
+        ("graph", "unscored", {"training_dataset"}),
+    ],
+)
+@pytest.mark.usefixtures("hub_only")
+def test_what_makes_a_row_is_among_its_inputs(real, real_landed, monkeypatch, module, name, assets):
+    other = {"STOP_WORDS": frozenset(), "ANCHOR": "So:", "unscored": lambda arm, turn: ""}[name]
+    monkeypatch.setattr(f"persona_assets.{module}.{name}", other)
+    assert assets <= stale(real, real_landed).keys()
+
+
+def test_modules_that_make_a_row_are_among_its_inputs(real):
+    dataset = real.assets["training_dataset"].sources("librarian.garbage_cot.42")
+    assert {
+        "chat.py",
+        "questions/bank.py",
+        "training/audit_text.py",
+        "training/dataset.py",
+        "training/encoding.py",
+        "assistant_turn",
+        "Scaffold",
+        "unscored",
+    } <= dataset.keys()
+    filler = real.assets["rationales"].sources("librarian.garbage_cot")
+    assert {"construction garbage", "list of English words", "phrases, neutral"} <= filler.keys()
+    written = real.assets["rationales"].sources("librarian.generic_cot")
+    assert "construction garbage" not in written
+    assert {"questions/arc.py", "questions/bank.py"} <= real.assets["question_bank"].sources(
+        None
+    ).keys()
+
+
 @pytest.mark.parametrize("name", MINI.assets)
 def test_a_raised_code_version_stales_every_partition(graph, landed, name):
     raised = Graph(graph.study)
@@ -319,6 +355,23 @@ def test_ancestors_are_what_an_asset_is_made_from(graph):
     assert "prior_accuracies" not in graph.ancestors("report")
     with pytest.raises(KeyError, match=r"no asset 'checkpoints'\. Did you mean 'checkpoint'"):
         graph.ancestors("checkpoints")
+
+
+def test_reasons_name_what_came_to_a_list_and_what_went(landed, study_texts):
+    text = study_texts["mini"].replace(
+        "\narms:", "\ndefine: {scaffolds: {own: {tag: thinking, generates: true}}}\narms:"
+    )
+    edited = Freshness(Graph(parse_study(text.replace("empty_persona_cot]", "own]"))), landed)
+    reasons = edited.reasons(Ref("baseline_outcomes"))
+    gone, came = reasons
+    assert gone.startswith("scaffolds.empty_persona_cot was {")
+    assert gone.endswith(" and is null")
+    assert came.startswith("scaffolds.own was null and is {")
+    text = study_texts["mini"].replace("seeds: [42, 137, 256]", "seeds: [42, 137, 7]")
+    edited = Freshness(Graph(parse_study(text)), landed)
+    gained = next(r for r in edited.reasons(Ref("loss_matrix")) if r.startswith("cells gained"))
+    assert 'gained ["software_engineer.garbage_cot.7"' in gained
+    assert 'lost ["software_engineer.garbage_cot.256"' in gained
 
 
 def test_reasons_name_every_root_and_every_changed_input(graph, tmp_path, study_texts):

@@ -103,5 +103,7 @@ def test_up_to_an_asset_is_what_it_is_made_from(graph, tmp_path):
     assert jobs(checkpoints)["prior_checkpoints"] == 3
     assert "prior_accuracies" not in {r.asset for unit in checkpoints.units for r in unit.refs}
     assert jobs(plan(graph, store, up_to="multiplicity"))["contrasts"] == 8
+    part = plan(graph, store, "librarian.*.42", up_to="loss_matrix")
+    assert part.left_out == ["loss_matrix (59 cells are missing)"]
     with pytest.raises(ValueError, match=r"no asset 'dataset'\. Did you mean"):
         plan(graph, store, up_to="dataset")

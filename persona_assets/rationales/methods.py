@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persona_assets import environment
+from persona_assets.evaluation.scaffolds import ANCHOR, Scaffold
 from persona_assets.hashing import module_hashes, sha256_json, sha256_source
-from persona_assets.rationales.arms import Arm
+from persona_assets.rationales.arms import Arm, assistant_turn
 from persona_assets.rationales.garbage import garbage
 from persona_assets.rationales.matching import Batch
 from persona_assets.rationales.miniature import MiniatureWriter
-from persona_assets.rationales.phrases import NEUTRAL, VOICES, role_phrases
+from persona_assets.rationales.phrases import NEUTRAL, STOP_WORDS, VOICES, role_phrases
 from persona_assets.rationales.scrambled import scrambled
 from persona_assets.rationales.template import TemplateWriter
 from persona_assets.rationales.writers import RationaleWriter
@@ -47,7 +49,7 @@ def arm_sources(study: Study, source: str, arm: Arm) -> dict[str, str]:
     Nothing that only another arm or another source is made by is among them: its change must not
     stale this condition.
     """
-    sources = module_hashes("rationales.condition")
+    sources = module_hashes("rationales.condition", "questions.bank")
     if arm.has_rationale:
         # Every rationale is held against the reference arm's, which a neutral voice speaks.
         sources |= _voice_sources(study.rationales.writer, None)
@@ -57,8 +59,15 @@ def arm_sources(study: Study, source: str, arm: Arm) -> dict[str, str]:
         construction = CONSTRUCTIONS[arm.rationale]
         name = f"construction {arm.rationale}"
         sources |= {name: sha256_source(Path(inspect.getfile(construction)))}
-        sources |= module_hashes("rationales.matching", "rationales.words")
+        sources |= module_hashes("rationales.matching", "rationales.words") | turn_sources()
+        sources |= {"list of English words": version("wordfreq")}
     return sources
+
+
+def turn_sources() -> dict[str, str]:
+    """What makes a turn of its parts, and tokens of the turn."""
+    functions = {f.__qualname__: sha256_source(f) for f in (assistant_turn, Scaffold)}
+    return functions | {"ANCHOR": ANCHOR} | module_hashes("training.encoding", "chat")
 
 
 def _voice_sources(writer: str, persona: str | None) -> dict[str, str]:
@@ -73,4 +82,5 @@ def _voice_sources(writer: str, persona: str | None) -> dict[str, str]:
         phrases = {f"phrases, {persona}": sha256_json(asdict(VOICES[persona]))}
     else:
         phrases = {"phrases, any role": sha256_source(role_phrases)}
-    return module_hashes("rationales.template") | phrases
+    stop_words = {"stop words": sha256_json(sorted(STOP_WORDS))}
+    return module_hashes("rationales.template") | phrases | stop_words
