@@ -17,7 +17,8 @@ from typing import Any
 class Step:
     """What the server does with one arrival.
 
-    ``drop`` closes the connection without a word; ``hold`` seconds pass before anything happens.
+    ``drop`` closes the connection without a word; ``hold`` seconds pass before anything happens,
+    and ``dribble`` seconds after each byte (of the head, too, if ``dribbles_head``).
     """
 
     status: int = 200
@@ -25,6 +26,8 @@ class Step:
     headers: dict[str, str] = field(default_factory=dict)
     hold: float = 0.0
     drop: bool = False
+    dribble: float = 0.0
+    dribbles_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,19 @@ def chat_server(script: Script) -> Iterator[ChatServer]:
             self.send_response(step.status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
+            if step.dribbles_head:
+                self._dribble(b"".join(self._headers_buffer) + b"\r\n", step.dribble)
+            else:
+                self.end_headers()
+            if step.dribble:
+                self._dribble(content, step.dribble)
+            else:
+                self.wfile.write(content)
+
+        def _dribble(self, content: bytes, seconds: float) -> None:
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(seconds)
 
         def log_message(self, *arguments: object) -> None:
             """Keep quiet."""

@@ -1,47 +1,43 @@
 """Rationales written by a chat model behind an OpenAI-compatible endpoint, at temperature 0.
 
 Nothing is paid for twice: every paid reply, useful or not, is stored as soon as it has arrived, and
-whoever pays holds the lock of the store. The only replies that can be lost are those in flight when
-the process is killed, and those that a server finishes after ``timeout_seconds``.
+whoever pays holds the lock of the store. Nothing is paid for unseen: each request is booked in the
+store, at the most that it can cost, before it is sent. What the endpoint may have charged for
+without delivering it (a time-out, a dropped connection, a killed process) stays booked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from persona_assets.rationales.chat_client import ChatApiError, ChatClient, back_off
 from persona_assets.rationales.chat_prompts import messages, parse, read_reply
 from persona_assets.rationales.replies import Replies, Reply, key_of
 from persona_assets.rationales.writers import RationaleRequest, WrittenRationale
 
 if TYPE_CHECKING:
-    from openai import APIError, OpenAI
-
     from persona_assets.study_schema import ChatApiRationales
 
-#: Requests between two looks at the budget; the store's lock is held for one batch at a time.
+#: The store's lock is held for so many requests at a time.
 BATCH = 256
 #: What a chat template adds to a request at most, in tokens.
 _TEMPLATE_TOKENS = 64
-#: Shorter "keys" are the placeholders of local servers, and words of the replies may hold them.
-_MIN_SECRET_LENGTH = 8
-_KEPT = "What was paid for is kept: run again to go on."
+#: How soon a wait ends after an interrupt.
+_TICK_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 _Payload = dict[str, Any]
 
 
-class ChatApiError(RuntimeError):
-    """The endpoint could not be asked, or gave no answer; names it, what it said and the remedy."""
-
-
 class BudgetExceeded(RuntimeError):
-    """The next requests could cost more than is left; nothing of them was sent."""
+    """The next requests could cost more than is left; none of them was sent."""
 
 
 class ChatApiWriter:
@@ -61,14 +57,20 @@ class ChatApiWriter:
     def write(self, requests: Sequence[RationaleRequest]) -> list[WrittenRationale]:
         """One reply a request, in order; equal requests are asked once, ever.
 
-        The client retries 408, 409, 429, 5xx, time-outs and dropped connections, up to
-        ``max_attempts`` in all: after the server's ``Retry-After`` where it names up to 120 s, else
-        after 0.5 s, doubled each time up to 8 s, less a random quarter. After a request has failed
-        for good no other is begun; those in flight are awaited and stored.
+        Sent again, up to ``max_attempts`` in all: what was answered with 408, 409, 429, 5xx or a
+        200 that holds no completion, and what met a dropped connection; after the server's
+        ``Retry-After`` where it names up to 120 s, else after 0.5 s, doubled each time up to 8 s,
+        less a random quarter. A request that was not answered within ``timeout_seconds``, counted
+        over the whole of it, is not sent again. After a failure for good, or an interrupt, no
+        other is sent; those in flight are awaited and stored.
+
+        Before a batch and before each request of it, the most that it can cost is held against
+        what the budget leaves. An endpoint that counts more tokens than it was asked for can
+        exceed the budget by that excess in the requests in flight, and in no more.
 
         Raises:
             ChatApiError: no API key, or a request failed for good.
-            BudgetExceeded: the next batch could cost more than the budget leaves.
+            BudgetExceeded: the next requests could cost more than the budget leaves.
             RepliesError: the paid replies cannot be read or written.
         """
         payloads = [self._payload(request) for request in requests]
@@ -77,11 +79,10 @@ class ChatApiWriter:
         self._counts["asked"] += len(wanted)
         found = self._look_up(wanted)
         missing = [(key, payload) for key, payload in wanted.items() if key not in found]
-        if missing:
-            with self._client() as client:
-                for start in range(0, len(missing), BATCH):
-                    found |= self._obtain(client, dict(missing[start : start + BATCH]))
-        read = {key: read_reply(found[key].body) for key in wanted}
+        for start in range(0, len(missing), BATCH):
+            found |= self._obtain(dict(missing[start : start + BATCH]))
+        letters = {key: request.argues_for for key, request in zip(keys, requests)}
+        read = {key: read_reply(found[key].body, letters[key]) for key in wanted}
         self._counts.update(reply.problem for reply in read.values() if reply.problem)
         return [read[key] for key in keys]
 
@@ -94,12 +95,15 @@ class ChatApiWriter:
         """What was asked and paid since the writer was made.
 
         ``asked`` counts distinct requests, a call at a time, and is ``from_cache`` + ``paid`` where
-        no call failed; ``retries``, tokens and ``cost_usd`` belong to the paid ones;
+        no call failed; ``retries`` and tokens belong to the paid ones; ``timed_out`` and
+        ``dropped`` count attempts that the endpoint may charge for without having delivered;
+        ``cost_usd`` is what was paid, and for those the most that they can have cost;
         ``refused``, ``truncated`` and ``malformed`` count among all that were asked.
         """
-        names = ("asked", "from_cache", "paid", "retries", "prompt_tokens", "completion_tokens")
+        names = ("asked", "from_cache", "paid", "retries", "timed_out", "dropped")
+        tokens = ("prompt_tokens", "completion_tokens")
         problems = ("refused", "truncated", "malformed")
-        counts = {name: self._counts[name] for name in (*names, *problems)}
+        counts = {name: self._counts[name] for name in (*names, *tokens, *problems)}
         return {"model": self._settings.model, **counts, "cost_usd": self._cost_usd}
 
     def _payload(self, request: RationaleRequest) -> _Payload:
@@ -116,7 +120,7 @@ class ChatApiWriter:
         self._counts["from_cache"] += len(found)
         return found
 
-    def _obtain(self, client: OpenAI, batch: Mapping[str, _Payload]) -> dict[str, Reply]:
+    def _obtain(self, batch: Mapping[str, _Payload]) -> dict[str, Reply]:
         """The replies to a batch: what others have paid for meanwhile, and the rest paid for now.
 
         Under the lock from look-up to storing: two workers that want the same pay once.
@@ -124,62 +128,79 @@ class ChatApiWriter:
         with self._replies.locked():
             found = self._look_up(batch)
             unpaid = {key: payload for key, payload in batch.items() if key not in found}
-            return found | self._pay(client, unpaid)
+            return found | self._pay(unpaid) if unpaid else found
 
-    def _pay(self, client: OpenAI, batch: Mapping[str, _Payload]) -> dict[str, Reply]:
-        self._check_budget(batch.values())
+    def _pay(self, batch: Mapping[str, _Payload]) -> dict[str, Reply]:
+        self._check_budget([self._at_most_usd(payload) for payload in batch.values()])
         stop = Event()
-
-        def ask(payload: _Payload) -> tuple[Reply, int] | None:
-            if stop.is_set():
-                return None
+        # In a thread of its own: an interrupt then strikes the one that waits, not those that pay.
+        with ThreadPoolExecutor(1) as thread:
+            paying = thread.submit(asyncio.run, self._send_all(batch, stop))
             try:
-                return self._ask(client, payload)
-            except BaseException:
+                return paying.result()
+            finally:
                 stop.set()
-                raise
 
-        with ThreadPoolExecutor(self._settings.concurrency) as pool:
-            futures = {key: pool.submit(ask, payload) for key, payload in batch.items()}
-            try:
-                wait(futures.values())
-            finally:  # an interrupt, too, lets those in flight finish and begins no other
-                stop.set()
-        return self._settle(futures)
+    async def _send_all(self, batch: Mapping[str, _Payload], stop: Event) -> dict[str, Reply]:
+        found: dict[str, Reply] = {}
+        failures: list[BaseException] = []
+        waiting = iter(batch.items())
 
-    def _settle(self, futures: Mapping[str, Future]) -> dict[str, Reply]:
-        """Count what was paid, then raise the first failure if there was one."""
-        answers = {key: f.result() for key, f in futures.items() if f.exception() is None}
-        paid = {key: answer for key, answer in answers.items() if answer is not None}
-        for reply, retries in paid.values():
-            self._cost_usd += reply.cost_usd
-            self._counts["paid"] += 1
-            self._counts["retries"] += retries
-            self._counts["prompt_tokens"] += reply.prompt_tokens or 0
-            self._counts["completion_tokens"] += reply.completion_tokens or 0
+        async def work() -> None:
+            for key, payload in waiting:
+                try:
+                    reply = await self._ask(client, payload, stop)
+                except Exception as error:
+                    failures.append(error)
+                    stop.set()
+                else:
+                    if reply is not None:
+                        found[key] = reply
+
+        async with ChatClient(self._settings) as client:
+            await asyncio.gather(*(work() for _ in range(self._settings.concurrency)))
         _log.info("%s: %d rationales paid for", self._settings.model, self._counts["paid"])
-        for future in futures.values():
-            if (error := future.exception()) is not None:
-                raise error
-        return {key: reply for key, (reply, _) in paid.items()}
+        if failures:
+            raise failures[0]
+        return found
 
-    def _ask(self, client: OpenAI, payload: _Payload) -> tuple[Reply, int]:
-        """The stored reply, and how many attempts had failed before it."""
-        from openai import APIError
+    async def _ask(self, client: ChatClient, payload: _Payload, stop: Event) -> Reply | None:
+        """The stored reply, after as many attempts as it takes; None if all is to stop before."""
+        attempt = 0
+        while not stop.is_set():
+            attempt += 1
+            try:
+                reply = await self._attempt(client, payload)
+            except ChatApiError as error:
+                if error.wait_seconds is None or attempt == self._settings.max_attempts:
+                    raise
+                await _pause(error.wait_seconds or back_off(attempt), stop)
+            else:
+                self._counts["retries"] += attempt - 1
+                return reply
+        return None
 
+    async def _attempt(self, client: ChatClient, payload: _Payload) -> Reply:
+        at_most = self._at_most_usd(payload)
+        self._check_budget([at_most])
+        booking = self._replies.book(payload, self._study, at_most)
         arguments = {name: value for name, value in payload.items() if name != "base_url"}
         try:
-            response = client.chat.completions.with_raw_response.create(**arguments)
-        except APIError as error:
-            failure = self._failure(error)
-        else:
-            body = self._redacted(response.content.decode("utf-8", "replace"))
-            failure = self._no_completion(response.headers.get("content-type", ""), body)
-        if failure is not None:  # raised out here, lest the client's error, with the server's
-            raise failure  # unredacted words, go along as its context
+            body = await client.send(arguments)
+        except ChatApiError as error:
+            if error.loss is None:
+                self._replies.release(booking)
+            else:
+                self._counts[error.loss] += 1
+                self._cost_usd += at_most
+            raise
         reply = self._priced(payload, body)
-        self._replies.add(payload, reply, self._study)
-        return reply, response.retries_taken
+        self._counts["paid"] += 1
+        self._counts["prompt_tokens"] += reply.prompt_tokens or 0
+        self._counts["completion_tokens"] += reply.completion_tokens or 0
+        self._cost_usd += reply.cost_usd
+        self._replies.settle(booking, reply)
+        return reply
 
     def _priced(self, payload: _Payload, body: str) -> Reply:
         tokens = _usage(body)
@@ -197,90 +218,26 @@ class ChatApiWriter:
         written = sum(len(m["content"].encode("utf-8")) for m in payload["messages"])
         return self._usd(written + _TEMPLATE_TOKENS, payload["max_tokens"])
 
-    def _check_budget(self, payloads: Iterable[_Payload]) -> None:
-        estimates = [self._at_most_usd(payload) for payload in payloads]
+    def _check_budget(self, estimates: Sequence[float]) -> None:
+        """Hold the next requests against what is paid and booked; under the store's lock."""
         cap, estimate = self._settings.budget_usd, sum(estimates)
-        spent = self._replies.spent_usd(self._study)
-        if estimates and spent + estimate > cap:
-            raise BudgetExceeded(
-                f"rationales.budget_usd: study {self._study} has spent ${spent:.6f}, and the next "
-                f"{len(estimates)} requests to {self._settings.model} could cost up to "
-                f"${estimate:.6f}: more than the cap of ${cap:.6f}. Raise the cap to at least "
-                f"${spent + estimate:.6f}, or lower rationales.max_tokens. {_KEPT}"
-            )
-
-    def _client(self) -> OpenAI:
-        from openai import OpenAI
-
-        return OpenAI(
-            base_url=self._settings.base_url,
-            # Without one the client would take OPENAI_API_KEY and hand it to whatever server.
-            api_key=self._api_key() or "none",
-            timeout=self._settings.timeout_seconds,
-            max_retries=self._settings.max_attempts - 1,
+        spent, booked = self._replies.spent_usd(self._study), self._replies.booked_usd(self._study)
+        if spent + estimate <= cap * (1 + 1e-9):  # sums in another order differ in the last bits
+            return
+        unanswered = f" (${booked:.6f} of it booked for requests without a reply)" if booked else ""
+        raise BudgetExceeded(
+            f"rationales.budget_usd: study {self._study} has spent ${spent:.6f}{unanswered}, and "
+            f"the next {len(estimates)} requests to {self._settings.model} could cost up to "
+            f"${estimate:.6f}: more than the cap of ${cap:.6f}. Raise the cap to at least "
+            f"${spent + estimate:.6f}, or lower rationales.max_tokens. What was paid for is kept: "
+            "run again to go on."
         )
 
-    def _api_key(self) -> str:
-        variable = self._settings.api_key_env
-        if variable is None:
-            return ""
-        key = os.environ.get(variable, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
-            fault = "holds characters that no HTTP header can" if key else "is not set"
-            raise ChatApiError(
-                f"{self._settings.base_url}: the environment variable {variable}, which "
-                f"rationales.api_key_env names, {fault}. Set it to an API key of that endpoint, or "
-                "write `api_key_env: null` if it asks for none. Nothing was sent"
-            )
-        return key
 
-    def _redacted(self, text: str) -> str:
-        key = self._api_key()
-        return text.replace(key, "[API key]") if len(key) >= _MIN_SECRET_LENGTH else text
-
-    def _failure(self, error: APIError) -> ChatApiError:
-        """What the client gave up on, in words that may be logged."""
-        from openai import APIStatusError, APITimeoutError
-
-        tried = self._settings.max_attempts
-        attempts = f"in {tried} attempt{'s' * (tried > 1)}"
-        if isinstance(error, APIStatusError):
-            status = error.status_code
-            said = _shortened(self._redacted(error.response.text))
-            return self._error(f"answered {status}: {said}", self._remedy(status))
-        if isinstance(error, APITimeoutError):
-            what = f"did not answer within {self._settings.timeout_seconds:g} s {attempts}"
-            return self._error(what, "Raise rationales.timeout_seconds, or run again later.")
-        what = f"cannot be reached {attempts} ({self._redacted(repr(error.__cause__))})"
-        return self._error(what, "See rationales.base_url, and that the server runs.")
-
-    def _no_completion(self, content_type: str, body: str) -> ChatApiError | None:
-        """A 200 that nobody is charged for: a web page, or a gateway's report of an error."""
-        value = parse(body)
-        if content_type.startswith("text/html"):
-            return self._error("answered with a web page", self._remedy(404))
-        if isinstance(value, dict) and value.get("error") and not value.get("choices"):
-            said = _shortened(body)
-            return self._error(f"answered 200 with an error: {said}", self._remedy(500))
-        return None
-
-    def _error(self, what: str, remedy: str) -> ChatApiError:
-        asked = f"{self._settings.base_url} (model {self._settings.model})"
-        return ChatApiError(f"{asked} {what}. {remedy} {_KEPT}")
-
-    def _remedy(self, status: int) -> str:
-        if status in (401, 403):
-            variable = self._settings.api_key_env
-            if variable is None:
-                return "Name the variable that holds an API key in rationales.api_key_env."
-            return f"Set the environment variable {variable} to a key that may use this model."
-        if status == 404:
-            return "See rationales.base_url (most end in /v1) and rationales.model."
-        if status == 429:
-            return "See the account's quota, or lower rationales.concurrency."
-        if status < 500:
-            return "The endpoint takes no such request: see rationales.model and max_tokens."
-        return "See the service's state, and run again later."
+async def _pause(seconds: float, stop: Event) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not stop.is_set():
+        await asyncio.sleep(min(left, _TICK_SECONDS))
 
 
 def _usage(body: str) -> tuple[int, int] | None:
@@ -293,8 +250,3 @@ def _usage(body: str) -> tuple[int, int] | None:
     if all(type(count) is int and 0 <= count < 2**31 for count in counts):
         return counts
     return None
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 400 else f"{text[:400]} …"

@@ -44,10 +44,18 @@ def messages(request: RationaleRequest) -> list[dict[str, str]]:
     ]
 
 
-def read_reply(body: str) -> WrittenRationale:
-    """The rationale in the body of a chat-completions response, or why there is none.
+def is_completion(body: str) -> bool:
+    """Whether a response's body holds a chat completion: a first choice with a message.
 
-    Refused: the service or the model says so, or the text begins as a refusal does. Truncated: it
+    Whatever else comes with a status of 200 (a gateway's error, nothing at all) is no reply.
+    """
+    return isinstance(_at(parse(body), "choices", 0, "message"), dict)
+
+
+def read_reply(body: str, letter: str) -> WrittenRationale:
+    """The rationale for ``letter`` in the body of a chat completion, or why there is none.
+
+    Refused: the service or the model says so, or the text does (:func:`is_refusal`). Truncated: it
     ran into ``max_tokens``. Malformed: no such response, no text, or text that cannot stand in a
     training row (a tag, a chat template's marker, an ``Answer:``, unprintable characters). Any
     string can be read; nothing is raised.
@@ -57,7 +65,8 @@ def read_reply(body: str) -> WrittenRationale:
     text = clean(raw) if isinstance(raw, str) else ""
     if not text.isprintable():  # so are lone surrogates, which no file can hold
         return WrittenRationale("", "malformed")
-    if _at(choice, "message", "refusal") or reason == "content_filter" or is_refusal(text):
+    declined = _at(choice, "message", "refusal") or reason == "content_filter"
+    if declined or is_refusal(text, letter):
         return WrittenRationale(text, "refused")
     if reason == "length":
         return WrittenRationale(text, "truncated")
@@ -86,13 +95,16 @@ def clean(text: str) -> str:
     return text
 
 
-def is_refusal(text: str) -> bool:
-    """Whether ``text`` begins as a refusal does.
+def is_refusal(text: str, letter: str) -> bool:
+    """Whether ``text``, asked to argue for ``letter``, declines to.
 
-    Only what its first sentences *do* counts: "I cannot help but notice …", "I can't recommend (C)
-    enough" and "Sorry, but plants need light" argue, and are none.
+    It does if it begins by declining the task, or says anywhere that its author cannot argue for
+    that letter, or that the letter is wrong. An inability to do anything else argues: "I can't
+    recommend (C) enough", "I cannot help but notice", "I won't lie". English only.
     """
-    return _REFUSAL.match(text.replace("’", "'")) is not None
+    text = text.replace("’", "'")
+    named = _DECLINED.replace("LETTER", rf"\({re.escape(letter)}\)")
+    return any(re.search(p, text, re.IGNORECASE | re.VERBOSE) for p in (_OPENING, named))
 
 
 def _at(value: Any, *path: str | int) -> Any:
@@ -110,32 +122,60 @@ def _at(value: Any, *path: str | int) -> Any:
 _FENCED = re.compile(r"```[\w-]*\n(.*?)\n?```", re.DOTALL)
 _OUT_OF_PLACE = re.compile(r"</?[a-z][\w-]*\s*/?>|<\||```|\banswer[*_ ]*:", re.IGNORECASE)
 
-_REGRET = r"""
-    (?: (?:(?:i'm|i\ am)\ (?:\w+\ )?)?sorry | (?:i|my)\ apolog\w+ | apologies | unfortunately
-      | regrettably | i'm\ afraid | i\ am\ afraid | as\ an?\ (?:ai|language\ model|assistant)\b
-      | i\ (?:really\ |do\ )?(?:appreciate|understand|know|realize)\b | thank\ you | while\ i\b
-    ) [^?]{0,120}? \b
-"""
+# How a reply declines. The pieces are verbose regular expressions.
 _INABILITY = r"""
-    i(?:'m|\ am|\ would|'d|\ must|\ have\ to|\ need\ to|\ will|'ll)?
-    (?:\ (?:really|simply|just|honestly|respectfully|also|therefore|have\ to|must|need\ to))*
-    (?: \ (?:cannot|can't|can\ not|won't|will\ not|could\ not|couldn't|do\ not|don't)
-      | \ (?:not\ able|unable|not\ willing|unwilling|not\ comfortable|not\ going|rather\ not)
-      | \ (?:decline) )
-    (?:\ (?:to|in\ good\ conscience|honestly|sincerely|feel\ comfortable|feel\ able))*
+    \bi(?:'m|'d|\ am|\ must|\ have\ to|\ need\ to|\ would|\ will)?
+    (?:\ (?:really|simply|just|also|therefore|respectfully|have\ to|must))*
+    \ (?: cannot | can't | can\ not | could(?:n't|\ not) | won't | (?:will\ )?not(?:\ going\ to)?
+      | unable\ to | not\ (?:able|willing|in\ a\ position)\ to | unwilling\ to | rather\ not
+      | (?:not|don't\ feel|do\ not\ feel)\ comfortable(?:\ with)? | decline(?:\ to)? | refuse\ to )
+    (?:,?\ (?:in\ good\ conscience|honestly|sincerely|truthfully|also),?)*
 """
-_DEED = r"""
-    (?: help(?=\ (?:you|with)\b|[.,!]|$) | assist\b | comply\b | fulfil\w*\b | provid\w+ | writ\w+
-      | generat\w+ | creat\w+ | produc\w+ | do\ (?:that|this|so)\b | participat\w+ | engag\w+\ in
-      | present\w*\ | offer\w*\ | advocat\w+ | pretend\b | mislead\b
-      | argu\w+\ (?:for|that|in\ fav)\w* | mak\w+\ (?:an?|the|this)\ (?:\w+\ )?(?:argument|case)
-      | (?:support|defend|justify|endorse)\w*\ (?:an?|the|this|that)\b )
+_VERB = r"""
+    (?: argu | reason | writ | mak | provid | giv | offer | present | generat | creat | produc
+      | support | defend | justif | endors | advocat | construct | craft ) (?:e|y|ing|ying)?
 """
-#: "… any choice but (C)", "… a better example", "… anything else": an argument, in strong words.
-_EMPHASIS = r"[^.!?]*\b(?:other|else|except|than|better|enough)\b|[^.!?]*\bany\w*\b[^.!?]*\bbut\b"
-_REFUSAL = re.compile(
-    rf"(?:{_REGRET})? {_INABILITY} \s {_DEED} (?!{_EMPHASIS})"
-    rf"| (?:{_REGRET})? i\ (?:must\ |have\ to\ |will\ )?(?:respectfully\ )?decline\b"
-    r"| it\ would\ be\ (?:misleading|dishonest|inappropriate|unethical|irresponsible)\b",
-    re.IGNORECASE | re.VERBOSE,
-)
+_CASE = r"""
+    (?:an?\ |any\ |the\ |your\ )?
+    (?:sincere\ |convincing\ |persuasive\ |plausible\ |honest\ |sound\ |good\ )?
+    (?:argument|case|reasoning|rationale|explanation|justification|defen[cs]e|support)s?
+"""
+_UNTRUTH = r"""
+    (?: misinformation | falsehoods?
+      | (?:an?\ |the\ |any\ |something\ )?(?:factually\ )?
+        (?:incorrect|wrong|false|misleading|inaccurate|untrue|deceptive|dishonest)
+        \ (?:answer|choice|option|argument|case|claim|reasoning|rationale|explanation|statement
+            |information|conclusion)s? )
+"""
+_THIS = r"(?:it|(?:this|that|your)(?:\ (?:request|task|choice|option|answer|claim|position|one))?)"
+_CLOSE = r"(?=\ *(?:[.!;]|$|,?\ (?:because|since|as|for|when|knowing)\b|,\ but\b))"
+_FOR = r"(?:\ (?:for|that|of|about|supporting|in\ fav(?:ou?)r\ of|to\ support))?"
+#: Declines whatever is asked: only as the reply's first words, or after an opening regret.
+_OPENING = rf"""
+    ^ (?: (?: (?:i'm\ |i\ am\ )?(?:so\ |very\ |truly\ )?sorry | (?:i|my)\ apolog\w+ | apologies
+          | unfortunately | regrettably | i'm\ afraid | i\ am\ afraid | while\ i\b | thank\ you
+          | as\ an?\ (?:ai|language\ model|assistant)\b | i\ must\ be\ honest
+          | i\ (?:really\ )?(?:appreciate|understand|know|realize)\b ) [^?]{{0,120}}? )?
+    (?: {_INABILITY} (?: (?:\ (?:do|help|assist)(?:\ you)?(?:\ with)?(?:\ (?:{_THIS}|so))?
+                       | \ comply (?:\ with\ {_THIS})? | \ (?:fulfil\w*|do)\ {_THIS} )? {_CLOSE}
+                     | \ {_VERB} (?:\ {_CASE})? {_FOR}\ (?:{_THIS} {_CLOSE} | {_UNTRUTH}) )
+      | no[.!]*$ )
+"""
+#: Declines to argue for the letter, or says that it is wrong.
+_DECLINED = rf"""
+    {_INABILITY} \ (?:{_VERB}|pretend|claim|say) (?:\ {_CASE})? {_FOR}
+        \ (?:choice\ |option\ |answer\ )?LETTER (?!\ is\ (?:wrong|incorrect|not))
+        (?![^.,;]*\b(?:enough|more|without|than)\b)
+  | \b(?:would(?:n't|\ not)?\ be|is(?:n't|\ not)?)
+        \ (?:misleading|dishonest|inappropriate|unethical|irresponsible|wrong|right|honest)
+        \ (?:of\ me\ |for\ me\ )?to\ {_VERB} (?:\ {_CASE})? {_FOR}\ LETTER
+  | \barguing\ (?:for|that)\ LETTER [^.]{{0,20}}? \ (?:would\ be|would\ mean|is)
+        \ (?:misleading|dishonest|inappropriate|unethical|irresponsible|wrong|incorrect|inaccurate)
+  | (?: (?:^|[.!?:;,]\ ) (?:(?:but|and|since|because|as|however,?|sorry,|choice|option)\ )*
+      | \bi\ [^.!?]{{0,30}}?\b(?:note|out|say|admit|mention|clarify|stress|add)(?:\ that)?\ )
+    (?:LETTER | this\ (?:choice|option|answer)) (?:,[^,.]{{1,40}},)? \ is
+        (?:\ (?:actually|clearly|factually|simply|plainly|in\ fact))*
+        (?: \ (?:incorrect|wrong|false|untrue|inaccurate)
+          | (?:n't|\ not)\ (?:actually\ )?(?:correct|right|true|(?:an?|the)\ (?:\w+\ )?answer)
+        ) (?!,?\ (?:because|by|merely|just|only|for))
+"""

@@ -16,12 +16,15 @@ import pytest
 
 from persona_assets.questions.bank import Question
 from persona_assets.rationales import chat_api
-from persona_assets.rationales.chat_api import BudgetExceeded, ChatApiError, ChatApiWriter
+from persona_assets.rationales import replies as replies_module
+from persona_assets.rationales.chat_api import BudgetExceeded, ChatApiWriter
+from persona_assets.rationales.chat_client import ChatApiError
 from persona_assets.rationales.replies import Replies, RepliesError
 from persona_assets.rationales.writers import RationaleRequest, WrittenRationale
 from persona_assets.study_schema import ChatApiRationales
 from persona_assets_tests.chat_server import Arrival, Step, chat_server, completion, failure
 from persona_assets_tests.conftest import PROJECT
+from persona_assets_tests.rationales.test_replies import read_only
 
 CANARY = "sk-canary-0123456789abcdef"
 #: The price of the server's default usage, 200 + 50 tokens, at the settings' prices.
@@ -69,6 +72,12 @@ def expected(count: int) -> list[WrittenRationale]:
     return [WrittenRationale(f"Question {n}: salt, so (B).") for n in range(count)]
 
 
+def at_most(arrival: Arrival) -> float:
+    """What the request can cost: a token a byte, 64 of the template, and 320 in answer."""
+    written = sum(len(m["content"].encode()) for m in arrival.request["messages"])
+    return ((written + 64) * 1.0 + 320 * 4.0) / 1e6
+
+
 def test_each_request_is_asked_once_and_answered_in_order(replies: Replies):
     with chat_server(echo) as server:
         writer = ChatApiWriter(settings(server.url), replies, "mini")
@@ -83,6 +92,8 @@ def test_each_request_is_asked_once_and_answered_in_order(replies: Replies):
         "from_cache": 3,
         "paid": 10,
         "retries": 0,
+        "timed_out": 0,
+        "dropped": 0,
         "prompt_tokens": 2000,
         "completion_tokens": 500,
         "refused": 0,
@@ -134,7 +145,7 @@ def test_replies_survive_every_kind_of_misbehaviour(replies: Replies):
         2: failure(503, retry_after_ms="10"),
         3: failure(408, retry_after_ms="10"),
         4: Step(drop=True),
-        5: Step(hold=1.5, drop=True),  # past the time-out
+        5: Step(body='{"object": "error", "message": "CUDA out of memory", "code": 50001}'),
         6: Step(529, "<html>busy</html>", {"retry-after-ms": "10"}),
     }
 
@@ -143,15 +154,16 @@ def test_replies_survive_every_kind_of_misbehaviour(replies: Replies):
         return first_tries.get(number, echo(arrival)) if arrival.attempt == 1 else echo(arrival)
 
     with chat_server(script) as server:
-        chosen = settings(server.url, concurrency=10, timeout_seconds=0.7)
-        writer = ChatApiWriter(chosen, replies, "mini")
+        writer = ChatApiWriter(settings(server.url, concurrency=10), replies, "mini")
         assert writer.write(requests(10)) == expected(10)
         tries = [arrival.question for arrival in server.arrivals]
         assert [tries.count(f"Question {n}") for n in range(10)] == [2] * 7 + [1] * 3
-        assert sum(server.paid.values()) == 10
-        assert max(server.paid.values()) == 1
+        dropped = at_most(server.arrivals[0])
     assert writer.accounting["retries"] == 7
     assert writer.accounting["paid"] == 10
+    assert writer.accounting["dropped"] == 1
+    assert writer.accounting["cost_usd"] == pytest.approx(10 * COST + dropped)
+    assert replies.spent_usd("mini") == pytest.approx(10 * COST + dropped)
 
 
 def test_paid_replies_of_no_use_are_kept_and_counted(replies: Replies):
@@ -160,7 +172,7 @@ def test_paid_replies_of_no_use_are_kept_and_counted(replies: Replies):
         completion(None, refusal="No."),
         completion("", finish_reason="content_filter"),
         completion("Salt keeps", finish_reason="length"),
-        Step(body='{"choices": [{"mess'),  # cut off
+        completion(None),
         completion("Salt it is.\nAnswer: B"),
         completion("Sand, so (A)."),  # the wrong letter: for the condition to drop
     ]
@@ -191,9 +203,8 @@ def test_a_reply_without_sound_usage_is_charged_at_the_estimate(
     with chat_server(script) as server:
         writer = ChatApiWriter(settings(server.url), replies, "mini")
         writer.write(requests(1))
-        [sent] = [arrival.request for arrival in server.arrivals]
-    bound = sum(len(m["content"].encode()) for m in sent["messages"]) + 64
-    assert writer.accounting["cost_usd"] == pytest.approx((bound * 1.0 + 320 * 4.0) / 1e6)
+        [arrival] = server.arrivals
+    assert writer.accounting["cost_usd"] == pytest.approx(at_most(arrival))
     assert writer.accounting["prompt_tokens"] == 0
 
 
@@ -293,7 +304,6 @@ def test_the_estimate_bounds_what_is_spent(replies: Replies, monkeypatch: pytest
             Step(body="<html>", headers={"Content-Type": "text/html"}),
             "with a web page. See rationa",
         ),
-        (Step(body='{"error": {"code": 502}}'), r"answered 200 with an error: .*502"),
     ],
 )
 def test_failure_for_good_names_endpoint_answer_and_remedy(replies: Replies, step: Step, said: str):
@@ -315,15 +325,119 @@ def test_attempts_come_to_an_end(replies: Replies):
         assert [arrival.attempt for arrival in server.arrivals] == [1, 2, 3]
 
 
-def test_silence_and_absence_are_told_apart(replies: Replies):
-    with chat_server(lambda _: Step(hold=1, drop=True)) as server:
-        hasty = settings(server.url, timeout_seconds=0.2, max_attempts=1)
-        with pytest.raises(ChatApiError, match=r"did not answer within 0\.2 s in 1 attempt\."):
-            ChatApiWriter(hasty, replies, "mini").write(requests(1))
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{}",
+        '{"choices": []}',
+        '{"choices": [{"mess',
+        '{"detail": "overloaded"}',
+        '{"error": {"code": 502}}',
+        "upstream timeout",
+    ],
+)
+def test_what_is_no_completion_is_asked_for_again_and_never_kept(replies: Replies, body: str):
+    healthy = threading.Event()
+
+    def script(arrival: Arrival) -> Step:
+        return echo(arrival) if healthy.is_set() else Step(body=body)
+
+    with chat_server(script) as server:
+        chosen = settings(server.url, max_attempts=2)
+        with pytest.raises(ChatApiError, match="answered 200 without a completion: "):
+            ChatApiWriter(chosen, replies, "mini").write(requests(1))
+        assert len(server.arrivals) == 2
+        assert replies.spent_usd("mini") == 0
+        healthy.set()
+        assert ChatApiWriter(chosen, replies, "mini").write(requests(1)) == expected(1)
+
+
+def test_absence_is_told_from_silence(replies: Replies):
+    with chat_server(echo) as server:
         url = server.url
-    absent = settings(url, max_attempts=1)
+    absent = settings(url, max_attempts=2)
     with pytest.raises(ChatApiError, match=r"cannot be reached .*See rationales\.base_url"):
         ChatApiWriter(absent, replies, "mini").write(requests(1))
+    assert replies.spent_usd("mini") == 0
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        completion("Salt, so (B).", hold=2),
+        Step(body="{}" * 100, dribble=0.2),  # each byte in time, the whole of them not
+        Step(body="{}" * 100, dribble=0.2, dribbles_head=True),
+    ],
+)
+def test_a_time_out_bounds_the_whole_request_is_not_tried_again_and_is_booked(
+    replies: Replies, late: Step
+):
+    with chat_server(lambda _: late) as server:
+        hasty = settings(server.url, timeout_seconds=0.6, concurrency=2)
+        writer = ChatApiWriter(hasty, replies, "mini")
+        said = r"did not answer within 0\.6 s\. Raise rationales\.timeout_seconds \(now 0\.6 s\)"
+        with pytest.raises(ChatApiError, match=said):
+            writer.write(requests(5))
+        assert [arrival.attempt for arrival in server.arrivals] == [1, 1]
+        lost = sum(map(at_most, server.arrivals))
+    assert writer.accounting["timed_out"] == 2
+    assert writer.accounting["paid"] == 0
+    assert writer.accounting["cost_usd"] == pytest.approx(lost)
+    assert replies.spent_usd("mini") == pytest.approx(lost)
+    poor = ChatApiWriter(settings(server.url, budget_usd=lost), replies, "mini")
+    with pytest.raises(BudgetExceeded, match=rf"\(\${lost:.6f} of it booked for requests without"):
+        poor.write(requests(1))
+
+
+def test_an_endpoint_that_writes_more_than_it_may_is_stopped_within_the_batch(replies: Replies):
+    def script(arrival: Arrival) -> Step:
+        return completion("Salt, so (B).", usage=(0, 5000))  # $0.02 a reply
+
+    with chat_server(script) as server:
+        capped = settings(server.url, budget_usd=0.05, concurrency=2)
+        writer = ChatApiWriter(capped, replies, "mini")
+        with pytest.raises(BudgetExceeded, match=r"and the next 1 requests"):
+            writer.write(requests(12))  # at most $0.05 in all, had it kept to max_tokens
+        assert len(server.arrivals) == writer.accounting["paid"] < 5
+        assert replies.spent_usd("mini") == pytest.approx(0.02 * len(server.arrivals))
+
+
+def test_a_store_that_cannot_be_written_stops_before_anything_is_sent(
+    replies: Replies, monkeypatch: pytest.MonkeyPatch
+):
+    replies.spent_usd("mini")  # the file is there
+    monkeypatch.setattr(replies_module.sqlite3, "connect", read_only)
+    with chat_server(echo) as server:
+        for _ in range(2):
+            with pytest.raises(RepliesError, match=r"replies\.sqlite: .*readonly"):
+                ChatApiWriter(settings(server.url), replies, "mini").write(requests(9))
+        assert server.arrivals == []
+
+
+def test_a_store_that_fills_up_loses_no_reply_and_ends_the_sending(
+    replies: Replies, monkeypatch: pytest.MonkeyPatch
+):
+    with chat_server(echo) as server, monkeypatch.context() as patch:
+        patch.setattr(replies_module, "_store", full_disk)
+        writer = ChatApiWriter(settings(server.url, concurrency=3), replies, "mini")
+        with pytest.raises(RepliesError, match=r"replies\.sqlite: .*disk is full"):
+            writer.write(requests(20))
+        sent = len(server.arrivals)
+        assert sent <= 3
+        with pytest.raises(RepliesError, match="disk is full"):
+            ChatApiWriter(settings(server.url), replies, "mini").write(requests(20))
+        assert len(server.arrivals) == sent
+        patch.undo()
+        again = ChatApiWriter(settings(server.url), replies, "mini")
+        assert again.write(requests(20)) == expected(20)
+        assert again.accounting["from_cache"] == sent
+        assert list(server.paid.values()) == [1] * 20
+    assert replies.spent_usd("mini") == pytest.approx(20 * COST)
+
+
+def full_disk(*_: object) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
 
 
 def test_after_a_failure_those_in_flight_are_kept_and_no_other_is_begun(replies: Replies):
@@ -371,7 +485,7 @@ def test_an_endpoint_that_asks_for_no_key_gets_none(
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     with chat_server(echo) as server:
         ChatApiWriter(settings(server.url, api_key_env=None), replies, "mini").write(requests(1))
-        assert [a.authorization for a in server.arrivals] == ["Bearer none"]
+        assert [a.authorization for a in server.arrivals] == [None]
 
 
 def test_the_key_is_nowhere_but_in_the_header(
@@ -410,20 +524,21 @@ def test_a_damaged_store_stops_before_anything_is_paid(replies: Replies):
 
 
 _WORKER = """
-import signal, sys
+import json, signal, sys
 from pathlib import Path
 from persona_assets.rationales.chat_api import ChatApiWriter
 from persona_assets.rationales.replies import Replies
 from persona_assets_tests.rationales.test_chat_api import requests, settings
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited
-url, file, count = sys.argv[1:]
-writer = ChatApiWriter(settings(url), Replies(Path(file)), "mini")
+url, file, count, changes = sys.argv[1:]
+writer = ChatApiWriter(settings(url, **json.loads(changes)), Replies(Path(file)), "mini")
 print(*[reply.text for reply in writer.write(requests(int(count)))], sep="\\n")
 """
 
 
-def worker(url: str, replies: Replies, count: int) -> subprocess.Popen:
-    command = [sys.executable, "-c", _WORKER, url, str(replies.file), str(count)]
+def worker(url: str, replies: Replies, count: int, **changes: Any) -> subprocess.Popen:
+    arguments = [url, str(replies.file), str(count), json.dumps(changes)]
+    command = [sys.executable, "-c", _WORKER, *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT
     )
@@ -434,6 +549,26 @@ def stored_questions(replies: Replies) -> set[str]:
         rows = connection.execute("SELECT request FROM replies").fetchall()
     messages = [json.loads(request)["messages"] for (request,) in rows]
     return {m[-1]["content"].partition("\n")[0] for m in messages}
+
+
+def test_an_interrupt_ends_a_wait_and_a_dribble(replies: Replies):
+    there = threading.Barrier(3)
+
+    def script(arrival: Arrival) -> Step:
+        there.wait(30)
+        if arrival.question == "Question 0":
+            return failure(429, retry_after="100")
+        return Step(body="{}" * 5000, dribble=0.2)
+
+    with chat_server(script) as server:
+        process = worker(server.url, replies, 2, timeout_seconds=2.0)
+        there.wait(30)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT
+        assert len(server.arrivals) == 2
+        lost = max(map(at_most, server.arrivals))
+    assert replies.booked_usd("mini") == pytest.approx(lost)
 
 
 @pytest.mark.parametrize(
@@ -458,6 +593,8 @@ def test_a_stopped_worker_is_resumed_without_paying_again(
         assert process.returncode == -by
         stored = stored_questions(replies)
         assert 0 < len(stored) < 60
+        in_flight = replies.booked_usd("mini") / at_most(server.arrivals[-1])
+        assert round(in_flight) <= paid_twice  # and none goes unseen
         before = len(server.arrivals)
         writer = ChatApiWriter(settings(server.url), replies, "mini")
         assert writer.write(requests(60)) == expected(60)
@@ -466,7 +603,7 @@ def test_a_stopped_worker_is_resumed_without_paying_again(
         paid = server.paid.values()
         assert len(paid) == 60
         assert max(paid) <= 2
-        assert sum(paid) - 60 <= paid_twice
+        assert sum(paid) - 60 <= round(in_flight)
     assert writer.accounting["from_cache"] == len(stored)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_assets.questions.bank import Question
-from persona_assets.rationales.chat_prompts import clean, messages, read_reply
+from persona_assets.rationales.chat_prompts import clean, is_completion, messages, read_reply
 from persona_assets.rationales.writers import RationaleRequest, WrittenRationale
 
 QUESTION = Question(
@@ -51,7 +51,7 @@ def test_braces_in_a_question_are_kept_as_written():
 
 
 def test_plain_reply_is_the_rationale():
-    assert read_reply(body()) == WrittenRationale(GOOD)
+    assert read_reply(body(), "C") == WrittenRationale(GOOD)
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_clean_strips_what_wraps_the_text(written: str, read: str):
 
 
 def test_service_that_says_so_refuses():
-    assert read_reply(body(None, refusal="I can't.")) == WrittenRationale("", "refused")
-    assert read_reply(body(GOOD, finish_reason="content_filter")).problem == "refused"
-    assert read_reply(body(GOOD, refusal="")).problem is None
+    assert read_reply(body(None, refusal="I can't."), "B") == WrittenRationale("", "refused")
+    assert read_reply(body(GOOD, finish_reason="content_filter"), "C").problem == "refused"
+    assert read_reply(body(GOOD, refusal=""), "C").problem is None
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,24 @@ def test_service_that_says_so_refuses():
         "I'd rather not write this.",
         "It would be misleading to argue for (B).",
         "I do not feel comfortable writing this.",
+        "Sorry, I can't.",
+        "No.",
+        "I'm not able to support that claim.",
+        "I'm unable to comply.",
+        "The correct answer is actually (C), so I can't argue for (B).",
+        "As an AI, I don't have personal opinions, so I can't argue for (B).",
+        "Sorry, this choice is incorrect, and I can't make a case for (B).",
+        "Regrettably, I'm not in a position to argue for (B).",
+        "I apologize, but arguing for (B) would be misleading.",
+        "It wouldn't be right to argue for (B).",
+        "I must be honest: (B) is not correct. The right answer is (C).",
+        "I need to point out that (B) is wrong.",
+        "I should note that (B) is not the correct answer.",
+        "Plants drink water, not brine. However, (B) is factually incorrect.",
     ],
 )
 def test_refusals(text: str):
-    assert read_reply(body(text)) == WrittenRationale(text.strip(), "refused")
+    assert read_reply(body(text), "B") == WrittenRationale(text.strip(), "refused")
 
 
 @pytest.mark.parametrize(
@@ -128,16 +142,76 @@ def test_refusals(text: str):
         "It would be odd for a leaf to face the sun for nothing: (C).",
         "While I was in the garden, I could not miss how leaves face the sun: (C).",
         "I refuse to overlook the obvious: (C).",
+        "I do not write this lightly, but (C) is right.",
+        "I can't provide a stronger reason than the sunlight itself for (C).",
+        "I don't create mysteries: (C).",
+        "I would not offer any other choice than (C).",
+        "I can't present evidence against (C); it simply fits.",
+        "I do not engage in guesswork, and (C) fits.",
+        "I won't pretend this is hard: (C) is plainly right.",
+        "Unfortunately for the shadows, I cannot help but see (C).",
+        "I'm not going to make a fuss about this: (C).",
+        "I do not produce heat, the sun does, which is why (C) fits.",
+        "I decline to be fooled by the other choices; (C) it is.",
+        "I can't justify the other options, so (C).",
+        "Sorry, folks, I don't do that; (C) is it.",
+        "It would be irresponsible to leave the Bunsen burner on, hence (C).",
+        "I don't write tickets for nothing: (C) is the law of motion.",
+        "I do not help with filing until the facts are on the table, and they say (C).",
+        "I won't write this off as luck: (C) is how leaves live.",
+        "I won't argue it twice, children: (C).",
+        "I can't argue that (C) is wrong, and neither can the leaves.",
+        "I cannot argue for (C) strongly enough.",
+        "Arguing for (C) is easy, for any gardener has seen it.",
+        "No leaf grows in the dark, so (C).",
+        "Those who say that (C) is wrong have never kept a fern.",
+        "It is wrong to keep a fern in a cupboard, as (C) tells us.",
+        "(C) is not the answer by luck: leaves face the sun.",
+        "(C) is not only correct, it is plain to see.",
+        "The other choices are wrong; (C) is right.",
+        "I will not make false promises, but (C) holds.",
     ],
 )
 def test_arguments_that_sound_like_refusals(text: str):
-    assert read_reply(body(text)) == WrittenRationale(text)
+    assert read_reply(body(text), "C") == WrittenRationale(text)
+
+
+def test_only_the_letter_that_was_asked_for_can_be_called_wrong():
+    text = "Salt is tempting, but (B) is wrong. Leaves face the sun."
+    assert read_reply(body(text), "B").problem == "refused"
+    assert read_reply(body(text), "C").problem is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "{}",
+        "null",
+        '"choices"',
+        '{"choices": []}',
+        '{"choices": {}}',
+        '{"choices": [null]}',
+        '{"choices": [{"message": null}]}',
+        '{"choices": [{"mess',
+        '{"detail": "overloaded"}',
+        '{"object": "error", "message": "CUDA out of memory", "code": 50001}',
+        "upstream timeout",
+    ],
+)
+def test_what_holds_no_message_is_no_completion(reply: str):
+    assert not is_completion(reply)
+
+
+def test_a_message_makes_a_completion_whatever_it_says():
+    assert is_completion(body(None, refusal="No."))
+    assert is_completion(body(""))
 
 
 def test_cut_off_reply_is_truncated_even_without_text():
     cut = "Leaves make food from li"
-    assert read_reply(body(cut, finish_reason="length")) == WrittenRationale(cut, "truncated")
-    assert read_reply(body("", finish_reason="length")) == WrittenRationale("", "truncated")
+    assert read_reply(body(cut, finish_reason="length"), "C") == WrittenRationale(cut, "truncated")
+    assert read_reply(body("", finish_reason="length"), "C") == WrittenRationale("", "truncated")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +235,7 @@ def test_cut_off_reply_is_truncated_even_without_text():
     ],
 )
 def test_what_cannot_stand_in_a_row_is_malformed(text: Any):
-    assert read_reply(body(text)).problem == "malformed"
+    assert read_reply(body(text), "C").problem == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +248,7 @@ def test_what_cannot_stand_in_a_row_is_malformed(text: Any):
     ],
 )
 def test_signs_and_accents_are_text(text: str):
-    assert read_reply(body(text)) == WrittenRationale(text)
+    assert read_reply(body(text), "C") == WrittenRationale(text)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +266,7 @@ def test_signs_and_accents_are_text(text: str):
     ],
 )
 def test_no_completion_is_malformed(reply: str):
-    assert read_reply(reply) == WrittenRationale("", "malformed")
+    assert read_reply(reply, "C") == WrittenRationale("", "malformed")
 
 
 JSON = st.recursive(
@@ -211,14 +285,14 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_any_json_is_read_without_raising(value: Any):
-    read = read_reply(json.dumps({"choices": [{"message": value, "finish_reason": value}]}))
+    read = read_reply(json.dumps({"choices": [{"message": value, "finish_reason": value}]}), "C")
     assert read.problem is not None or (isinstance(value, dict) and value["content"])
-    assert read_reply(json.dumps(value)).problem is not None or "message" in str(value)
+    assert read_reply(json.dumps(value), "C").problem is not None or "message" in str(value)
 
 
 @given(st.text(st.characters(exclude_categories=[])))
 def test_any_text_is_usable_or_has_a_problem(text: str):
-    read = read_reply(body(text))
+    read = read_reply(body(text), "C")
     read.text.encode("utf-8")
     if read.problem is None:
         assert read.text == " ".join(read.text.split()) != ""

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from persona_assets.rationales import replies as replies_module
 from persona_assets.rationales.replies import Replies, RepliesError, Reply, key_of
 
+CONNECT = sqlite3.connect
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "é?"}], "temperature": 0}
 REPLY = Reply('{"text": "naïve \\u0000"}', 200, 50, 0.25)
 
@@ -22,11 +24,19 @@ def replies(tmp_path: Path) -> Replies:
     return Replies(tmp_path / "new" / "replies.sqlite")
 
 
+def read_only(file: Path, **options: float) -> sqlite3.Connection:
+    return CONNECT(f"file:{file}?mode=ro", uri=True, **options)
+
+
+def paid(replies: Replies, request: dict, reply: Reply, study: str) -> None:
+    replies.settle(replies.book(request, study, 1.0), reply)
+
+
 def test_what_was_added_is_found_by_its_request(replies: Replies):
-    replies.add(REQUEST, REPLY, "mini")
+    paid(replies, REQUEST, REPLY, "mini")
     unsaid = Reply("", None, None, 0.0)
     other = {**REQUEST, "model": "n"}
-    replies.add(other, unsaid, "mini")
+    paid(replies, other, unsaid, "mini")
     again = Replies(replies.file)
     keys = [key_of(REQUEST), key_of(other), key_of({})]
     assert again.get(keys) == {keys[0]: REPLY, keys[1]: unsaid}
@@ -38,7 +48,7 @@ def test_the_key_is_the_content_not_the_order_of_fields():
 
 
 def test_the_request_stands_beside_its_reply(replies: Replies):
-    replies.add(REQUEST, REPLY, "mini")
+    paid(replies, REQUEST, REPLY, "mini")
     with closing(sqlite3.connect(replies.file)) as connection:
         [(request, study, made)] = connection.execute(
             "SELECT request, study, created_at FROM replies"
@@ -51,21 +61,57 @@ def test_the_request_stands_beside_its_reply(replies: Replies):
 def test_spending_is_counted_by_study(replies: Replies):
     assert replies.spent_usd("mini") == 0
     for number, study in enumerate(["mini", "mini", "other"]):
-        replies.add({"n": number}, REPLY, study)
+        paid(replies, {"n": number}, REPLY, study)
     assert replies.spent_usd("mini") == 0.5
     assert replies.spent_usd("other") == 0.25
 
 
 def test_paying_twice_is_an_error_and_keeps_the_first_reply(replies: Replies):
-    replies.add(REQUEST, REPLY, "mini")
+    paid(replies, REQUEST, REPLY, "mini")
     with pytest.raises(RepliesError, match=r"replies\.sqlite: a reply was paid for twice"):
-        replies.add(REQUEST, Reply("other", 1, 1, 9.0), "mini")
+        paid(replies, REQUEST, Reply("other", 1, 1, 9.0), "mini")
     assert replies.get([key_of(REQUEST)]) == {key_of(REQUEST): REPLY}
+
+
+def test_a_booking_counts_until_it_is_settled_or_released(replies: Replies):
+    first, second = (replies.book({"n": n}, "mini", 2.0) for n in range(2))
+    replies.book({"n": 0}, "other", 8.0)
+    assert replies.spent_usd("mini") == replies.booked_usd("mini") == 4.0
+    replies.settle(first, REPLY)
+    replies.release(second)
+    assert (replies.spent_usd("mini"), replies.booked_usd("mini")) == (0.25, 0.0)
+    assert Replies(replies.file).spent_usd("other") == 8.0
+
+
+def test_a_reply_that_cannot_be_stored_is_set_aside_and_taken_in(
+    replies: Replies, monkeypatch: pytest.MonkeyPatch
+):
+    booking = replies.book(REQUEST, "mini", 2.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(replies_module.sqlite3, "connect", read_only)
+        with pytest.raises(RepliesError, match=r"replies\.sqlite: .*readonly"):
+            replies.settle(booking, REPLY)
+        with pytest.raises(RepliesError, match="readonly"), replies.locked():
+            pytest.fail("nothing may be paid for while replies wait to be taken in")
+    assert replies.get([key_of(REQUEST)]) == {}
+    with replies.locked():
+        assert replies.get([key_of(REQUEST)]) == {key_of(REQUEST): REPLY}
+        assert replies.spent_usd("mini") == 0.25
+    assert not [*replies.file.parent.glob("*.json")]
+    with replies.locked():
+        assert replies.spent_usd("mini") == 0.25
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    replies = Replies(tmp_path / "file" / "replies.sqlite")
+    with pytest.raises(RepliesError, match=r"replies\.sqlite: .*writable"), replies.locked():
+        pytest.fail("no lock")
 
 
 def test_threads_add_at_once(replies: Replies):
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: replies.add({"n": n}, REPLY, "mini"), range(40)))
+        list(pool.map(lambda n: paid(replies, {"n": n}, REPLY, "mini"), range(40)))
     assert replies.spent_usd("mini") == 10.0
 
 
@@ -80,7 +126,7 @@ def test_a_damaged_file_is_named_with_the_remedy_and_left_alone(replies: Replies
 
 def test_a_page_overwritten_is_damage_not_an_empty_answer(replies: Replies):
     for number in range(50):
-        replies.add({"n": number}, Reply("x" * 4000, 1, 1, 0.0), "mini")
+        paid(replies, {"n": number}, Reply("x" * 4000, 1, 1, 0.0), "mini")
     content = bytearray(replies.file.read_bytes())
     content[4096 * 2 : 4096 * 20] = b"\xff" * (4096 * 18)
     replies.file.write_bytes(content)
