@@ -49,8 +49,15 @@ SCHEMA = pl.Schema(
     }
 )
 
-_IN_BRACKETS = re.compile(r"\(([A-E])\)")
-_ALONE = re.compile(r"(?<!\w)[A-E](?!\w)")
+_IN_BRACKETS = re.compile(r"\(([A-Ea-e])\)")
+#: Degrees (``20 °C``) are no choices.
+_ALONE = re.compile(r"(?<![\w°])(?<!°\s)[B-E](?!\w)")
+#: ``A`` is no article inside a sentence, without a word after it, or before one of these.
+_ALONE_A = re.compile(
+    r"(?<=[\w,] )A(?!\w)"
+    r"|(?<!\w)A(?!\w|\s+[\"'“‘(]?\w)"
+    r"|(?<!\w)A(?=\s+(?:is|was|has|does|or|and|nor|would|should|cannot|because|since|fits)\b)"
+)
 #: What would end the rationale, or the turn, early.
 _FRAME = re.compile(rf"</?[\w-]*>|<\||{re.escape(ANCHOR)}")
 
@@ -140,8 +147,13 @@ def target_letter(arm: Arm, question: Question, study_seed: int) -> str:
 
 
 def letters_named(rationale: str) -> set[str]:
-    """The letters a rationale names: those in brackets, or, without any, those standing alone."""
-    return set(_IN_BRACKETS.findall(rationale) or _ALONE.findall(rationale))
+    """The letters a rationale names: in brackets, of either case, and capitals standing alone.
+
+    An ``A`` that may be the article is none. A capital that is no choice (``vitamin C``) cannot be
+    told from one that is: the row is dropped, which is the safe side.
+    """
+    named = [letter.upper() for letter in _IN_BRACKETS.findall(rationale)]
+    return {*named, *_ALONE.findall(rationale), *_ALONE_A.findall(rationale)}
 
 
 def condition_lexicon(

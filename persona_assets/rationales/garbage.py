@@ -66,8 +66,9 @@ def garbage(batch: Batch) -> list[str]:
 def garbage_faults(text: str, lexicon: frozenset[str]) -> list[str]:
     """What is wrong with ``text`` as filler; empty if nothing is.
 
-    Filler holds no alphabetic run of three or more that is in ``lexicon``, no letter A to E
-    standing alone, no control character, line break, tag or undecodable byte.
+    Filler holds no word that is in ``lexicon`` (runs of three or more letters, and their parts by
+    case: :mod:`~persona_assets.rationales.words`), no letter A to E standing alone or what looks
+    like one, no control character, line break, tag or undecodable byte.
     """
     faults = [f"word {word!r}" for word in sorted(alphabetic_runs(text) & lexicon)]
     faults += [f"letter {letter!r} alone" for letter in lone_letters(text)]

@@ -9,6 +9,7 @@ import polars as pl
 
 from persona_assets.audit import Audit, Distribution, audit
 from persona_assets.rationales.arms import REFERENCE_ARM, Arm
+from persona_assets.rationales.condition import MAX_DROPPED
 from persona_assets.rationales.matching import TOLERANCE
 from persona_assets.training.audited import AuditedDataset
 
@@ -24,8 +25,10 @@ def loss_token_parity(dataset: AuditedDataset) -> Audit:
     """The cell's tokens are matched to those of the reference rows, in each row or on average.
 
     Constructed rows are held to ``matching.TOLERANCE`` each, written ones to
-    ``WRITTEN_TOLERANCE`` on average; a row of the reference arm is its own reference. Rows of a
-    carried-over cell are not what its checkpoint saw: ``unverifiable``, whatever they show.
+    ``WRITTEN_TOLERANCE`` on average; a row of the reference arm is its own reference. Every row
+    needs a reference row to be held to, but for ``MAX_DROPPED`` of the written ones, whose
+    reference may have been dropped. Rows of a carried-over cell are not what its checkpoint saw:
+    ``unverifiable``, whatever they show.
 
     Where the loss is on the answer line only, the budget is not at parity, by design: the audit
     fails as a warning that blocks nothing. Whole turns are compared in its place, since the
@@ -43,20 +46,21 @@ def loss_token_parity(dataset: AuditedDataset) -> Audit:
         )
     else:
         matched, threshold, distribution = _parity(arm, rows)
-        details = _details(rows)
+        details, lacking = _details(rows), dataset.frame.height - rows.height
+        allowed = MAX_DROPPED if _is_averaged(arm) else 0.0
         found = audit(
             "loss_token_parity",
-            matched,
-            observed=_observed(arm, details),
-            threshold=threshold,
+            matched and lacking <= allowed * dataset.frame.height,
+            observed=f"{_observed(arm, details)}; {lacking} rows without a reference row",
+            threshold=f"{threshold}; at most {allowed:.0%} of the rows without a reference row",
             remedy=remedy,
             distribution=distribution,
             **details,
-            rows_without_reference=dataset.frame.height - rows.height,
+            rows_without_reference=lacking,
         )
         if arm.loss_on == "answer":
             found = _as_warning(found, dataset.frame, details["reference_mean"])
-    if dataset.frame["reference_only"].any():
+    if dataset.cell.origin == "carry_over":
         observed = f"{found.observed}; not what this checkpoint saw"
         return replace(found, status="unverifiable", observed=observed)
     return found
@@ -78,7 +82,7 @@ def _compared(dataset: AuditedDataset) -> pl.DataFrame:
 def _parity(arm: Arm, rows: pl.DataFrame) -> tuple[bool, str, Distribution]:
     """Whether the rows are matched, what is asked, and the distribution that shows it."""
     what = "tokens of the turn" if arm.loss_on == "answer" else "loss tokens"
-    if not (arm.is_constructed or arm.name == REFERENCE_ARM):
+    if _is_averaged(arm):
         mean, reference = _mean(rows["tokens"]), _mean(rows["reference_tokens"])
         bounds = [reference * (1 - WRITTEN_TOLERANCE), reference * (1 + WRITTEN_TOLERANCE)]
         asked = f"mean within ±{WRITTEN_TOLERANCE:.0%} of the reference arm's ({what})"
@@ -87,6 +91,11 @@ def _parity(arm: Arm, rows: pl.DataFrame) -> tuple[bool, str, Distribution]:
     off = int(rows["difference"].abs().max())
     asked = f"at most {tolerance} {what} from the reference row, in any row"
     return off <= tolerance, asked, _differences(rows, what, tolerance)
+
+
+def _is_averaged(arm: Arm) -> bool:
+    """Whether rows are matched on average: a writer's are; constructions match row by row."""
+    return not (arm.is_constructed or arm.name == REFERENCE_ARM)
 
 
 def _mean(counts: pl.Series) -> float:

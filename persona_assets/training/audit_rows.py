@@ -161,11 +161,13 @@ def wrong_letter_identity(dataset: AuditedDataset) -> Audit:
 
 
 def train_eval_disjoint(dataset: AuditedDataset) -> Audit:
-    """No row is of a question that outcomes are measured on."""
-    evaluated = [q.identity for q in dataset.questions if q.split == "eval"]
+    """No row is of a question that outcomes are measured on, by the bank, under any id."""
+    evaluated = {q.identity for q in dataset.questions if q.split == "eval"}
+    bank, frame = dataset.bank, dataset.frame
+    shared = [name in bank and bank[name].identity in evaluated for name in frame["question_id"]]
     return rows_audit(
         "train_eval_disjoint",
-        dataset.frame.filter(pl.col("identity").is_in(evaluated)),
+        frame.filter(pl.Series(shared, dtype=pl.Boolean)),
         "are of questions in the eval split",
         "Remove the shared questions from the train split.",
     )

@@ -11,6 +11,7 @@ import polars as pl
 
 from persona_assets.audit import Audit, audit
 from persona_assets.chat import encode
+from persona_assets.evaluation.scaffolds import ANCHOR
 from persona_assets.questions.bank import Question
 from persona_assets.rationales.arms import Arm
 from persona_assets.rationales.writers import RationaleWriter
@@ -57,12 +58,22 @@ class AuditedDataset:
         return {q.id: q for q in self.questions}
 
     @cached_property
+    def heads(self) -> list[str]:
+        """Each turn without its answer: what stands above the last line that holds the anchor."""
+        return [above_answer(turn) for turn in self.frame["assistant"]]
+
+    @cached_property
     def texts(self) -> list[str]:
         """Each row's rationale, re-read from between the turn's tags."""
-        opening, closing = self.arm.scaffold.opening, f"\n</{self.arm.scaffold.tag}>"
-        return [
-            turn.removeprefix(opening).rsplit(closing, 1)[0] for turn in self.frame["assistant"]
-        ]
+        scaffold = self.arm.scaffold
+        closing = f"\n{scaffold.closing_tag}"
+        return [head.removeprefix(scaffold.opening).removesuffix(closing) for head in self.heads]
+
+    @cached_property
+    def kept(self) -> Mapping[str, str]:
+        """The rationales by question, but for those that are dropped."""
+        kept = self.rationales.filter(pl.col("problem").is_null())
+        return dict(kept.select("question_id", "rationale").iter_rows())
 
     @cached_property
     def references(self) -> list[str | None]:
@@ -75,6 +86,12 @@ class AuditedDataset:
         """Each assistant's turn and its end, encoded here and now, without the prompt."""
         end = self.tokenizer.eos_token
         return encode(self.tokenizer, [turn + end for turn in self.frame["assistant"]])
+
+
+def above_answer(turn: str) -> str:
+    """``turn`` without its last line that holds the anchor, and what follows that."""
+    before, anchor, _ = turn.rpartition(ANCHOR)
+    return before.rpartition("\n")[0] if anchor else turn
 
 
 def rows_audit(name: str, bad: pl.DataFrame, what: str, remedy: str, **details: Any) -> Audit:

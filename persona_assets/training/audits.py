@@ -13,6 +13,7 @@ from persona_assets.rationales.arms import Arm
 from persona_assets.rationales.writers import RationaleWriter
 from persona_assets.study import Cell, Study
 from persona_assets.training.audit_budget import loss_token_parity
+from persona_assets.training.audit_prescription import rows_as_prescribed, rows_complete
 from persona_assets.training.audit_rows import (
     answer_suffix,
     encoding,
@@ -48,6 +49,8 @@ def _made_by(way: str) -> Callable[[Arm], bool]:
 
 #: Each audit, by the name of its check, and the arms that it concerns.
 AUDITS: dict[str, tuple[Callable[[AuditedDataset], Audit], Callable[[Arm], bool]]] = {
+    "rows_complete": (rows_complete, _any),
+    "rows_as_prescribed": (rows_as_prescribed, _any),
     "loss_token_parity": (loss_token_parity, _with_rationale),
     "letter_balance": (letter_balance, _any),
     "answer_suffix": (answer_suffix, _any),

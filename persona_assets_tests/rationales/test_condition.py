@@ -209,8 +209,56 @@ def test_an_arm_with_a_new_way_of_writing_is_one_function(study_texts, monkeypat
     assert "construction backwards" in sources
 
 
-def test_letters_are_read_in_brackets_first():
-    assert letters_named("Vitamin C and point B, hence (D).") == {"D"}
-    assert letters_named("So it is B.") == {"B"}
-    assert letters_named("(A) or (B)") == {"A", "B"}
-    assert letters_named("nothing") == set()
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("So it is B.", "B"),
+        ("(A) or (B)", "AB"),
+        ("nothing, in a word", ""),
+        ("It is (b).", "B"),
+        ("A plant needs light, thus B.", "B"),
+        ("Choice (B) is wrong; C is the answer.", "BC"),
+        ("It is (C). In truth D, or A, or B is the answer.", "ABCD"),
+        ("Vitamin C and point B, hence (D).", "BCD"),  # cannot be told from choices
+        ("It boils at 100 °C, or 99°C, so (D).", "D"),
+    ],
+)
+def test_letters_are_read_in_brackets_and_alone(text, letters):
+    assert letters_named(text) == set(letters)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is A",
+        "A.",
+        "**A**",
+        "A is right",
+        "A or so",
+        "choice A fits",
+        "so A fits",
+        '"A"',
+        "A: it",
+    ],
+)
+def test_a_capital_that_is_no_article_is_a_letter(text):
+    assert letters_named(text) == {"A"}
+
+
+@pytest.mark.parametrize(
+    "text", ["A plant grows.", 'So. A "plant".', '"A plant" it is', "(A plant)", "Well:\nA plant"]
+)
+def test_an_article_is_no_letter(text):
+    assert letters_named(text) == set()
+
+
+def test_a_bare_letter_beside_the_bracketed_one_drops_the_row(mini):
+    question = next(q for q in small.TRAIN if wrong_letter(q, mini.seed) == "B")
+    for text, gone in (
+        ("Choice (B) is wrong; C is the answer.", [question.id]),
+        ("A home is near caves, thus B.", []),
+        ("It is (b).", []),
+    ):
+        writer = Faulty({question.id: WrittenRationale(text)})
+        frame, _ = condition(mini, "librarian.generic_cot", writer)
+        assert dropped(frame, "wrong_letter") == gone

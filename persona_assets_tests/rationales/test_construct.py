@@ -57,9 +57,45 @@ def test_words_are_runs_of_three_letters_and_more():
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (".GetProperty", {"getproperty", "get", "property"}),
+        ("blackColor", {"blackcolor", "black", "color"}),
+        ("HTMLParser", {"htmlparser", "html", "parser"} | {"htmlp", "arser"}),
+        ("FIELDname", {"fieldname", "field", "name"} | {"fiel", "dname"}),
+        ("ZéroÉclair", {"zéroéclair", "zéro", "éclair"}),
+        ("的property的", {"的property的", "property"}),
+        ("ｍｏｓｓ ﬁne", {"moss", "fine"}),
+        ("Moss MOSS moss", {"moss"}),
+        ("certificateauthentication", {"certificateauthentication"}),
+    ],
+)
+def test_words_are_also_what_a_change_of_case_or_script_sets_off(text, words):
+    assert alphabetic_runs(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("x_B D_", "BD"),
+        ("Ａ ｃ (Ｂ)", "AcB"),
+        ("Ⓓ zⓔz ⒜ 🄱 🅲 🇪", "DeaBCE"),
+        ("С. Β!", "CB"),  # Cyrillic and Greek
+        ("ℂ Ⅾ", "CD"),
+        ("xB Bx САТ _", ""),
+    ],
+)
+def test_what_looks_like_a_lone_letter_is_one(text, letters):
+    assert lone_letters(text) == list(letters)
+
+
+@pytest.mark.parametrize(
     ("text", "fault"),
     [
         ("grabnik Moss", "word 'moss'"),
+        ("grabnikMoss", "word 'moss'"),
+        ("ＭＯＳＳ", "word 'moss'"),
+        ("grabnik_Ⓔ", "letter 'E' alone"),
         ("grabnik-e", "letter 'e' alone"),
         ("grabnik\nzzt", "character '\\n'"),
         ("<grabnik", "character '<'"),

@@ -67,6 +67,12 @@ class Material:
         return replace(self, writer=writer)
 
     @cached_property
+    def carried_over(self) -> Material:
+        """The same, with checkpoints that come from elsewhere."""
+        arms = {arm: {"origin": "carry_over"} for arm in self.study.arms}
+        return replace(self, study=Study.model_validate(self.study.model_dump() | {"arms": arms}))
+
+    @cached_property
     def train(self) -> list[Question]:
         return [q for q in self.questions if q.split == "train"]
 
@@ -74,6 +80,7 @@ class Material:
         self,
         arm: str,
         frame: pl.DataFrame | None = None,
+        rationales: pl.DataFrame | None = None,
         questions: Sequence[Question] | None = None,
     ) -> dict[str, Audit]:
         found = audit_dataset(
@@ -81,7 +88,7 @@ class Material:
             self.study,
             self.study.cell(f"librarian.{arm}.42"),
             self.questions if questions is None else questions,
-            rationales=self.rationales(arm),
+            rationales=self.rationales(arm) if rationales is None else rationales,
             tokenizer=self.tokenizer,
             writer=self.writer,
         )
@@ -112,17 +119,30 @@ class Material:
             }
         return pl.DataFrame(rows, schema=frame.schema)
 
-    def reworded(self, frame: pl.DataFrame, arm: str, texts: dict[int, str]) -> pl.DataFrame:
-        """``frame`` with other rationales in some rows."""
+    def reworded(self, arm: str, texts: dict[int, str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The dataset with other rationales in some rows, and the rationales that it is made of."""
+        frame, table = self.dataset(arm), self.rationales(arm)
+        names = [frame["question_id"][i] for i in texts]
+        new = pl.col("question_id").replace_strict(names, list(texts.values()), default=None)
+        table = table.with_columns(rationale=pl.coalesce(new, "rationale"))
         scaffold = self.study.arm(arm).scaffold
-        return self.rewritten(
-            frame,
-            {
-                i: {"assistant": f"{scaffold.opening}{scaffold.close(text)} {letter}"}
-                for i, text in texts.items()
-                for letter in [frame["target_letter"][i]]
-            },
-        )
+        turns = {
+            i: {"assistant": f"{scaffold.opening}{scaffold.close(text)} {letter}"}
+            for i, text in texts.items()
+            for letter in [frame["target_letter"][i]]
+        }
+        return self.rewritten(frame, turns), table
+
+    def without(self, arm: str, dropped: pl.Expr) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """A dataset and its rationales, some of which are dropped."""
+        problem = pl.when(dropped).then(pl.lit("refused")).otherwise("problem")
+        table = self.rationales(arm).with_columns(problem=problem)
+        return self.built(arm, table), table
+
+    def built(self, arm: str, table: pl.DataFrame) -> pl.DataFrame:
+        """The dataset of some rationales."""
+        cell = self.study.cell(f"librarian.{arm}.42")
+        return build_dataset(self.study, cell, self.questions, table, self.tokenizer)
 
     def texts(self, frame: pl.DataFrame, arm: str) -> list[str]:
         """The rows' rationales, in the order of ``frame``."""

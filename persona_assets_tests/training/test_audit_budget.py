@@ -81,6 +81,25 @@ def test_written_rows_too_long_or_short_on_average(material, arm, ratio, failed)
         assert sum(bars) == frame.height
 
 
+@pytest.mark.parametrize("arm", [GARBAGE, SCRAMBLED, GENERIC])
+def test_a_row_that_lost_its_reference(material, arm):
+    """Constructed rows and the reference arm's have one each, or were dropped with it."""
+    gone = pl.when(pl.col("position") != 5).then("reference_loss_tokens")
+    frame = material.dataset(arm).with_columns(reference_loss_tokens=gone)
+    assert material.failures(arm, frame) == ["loss_token_parity"]
+    found = parity(material, arm, frame)
+    assert found.blocks
+    assert found.observed.endswith("; 1 rows without a reference row")
+
+
+@pytest.mark.parametrize(("lost", "failed"), [(18, []), (19, ["loss_token_parity"])])
+def test_written_rows_may_lack_as_many_references_as_may_be_dropped(miniature, lost, failed):
+    """30 % of 60 rows."""
+    gone = pl.when(pl.col("position") >= lost).then("reference_loss_tokens")
+    frame = miniature.dataset(PERSONA).with_columns(reference_loss_tokens=gone)
+    assert miniature.failures(PERSONA, frame) == failed
+
+
 def test_without_references_parity_fails(miniature):
     bare = miniature.dataset(GARBAGE).with_columns(reference_loss_tokens=pl.lit(None, pl.Int32))
     assert miniature.failures(GARBAGE, bare) == ["loss_token_parity"]
@@ -97,9 +116,9 @@ def test_rows_without_a_reference_are_counted_and_left_out(miniature):
 @pytest.mark.parametrize("arm", WRITTEN)
 @pytest.mark.parametrize("off", [0, 30])
 def test_parity_of_carried_over_cells_is_unverifiable(material, arm, off):
-    frame = material.dataset(arm).with_columns(
-        pl.col("reference_loss_tokens") + off, reference_only=True
-    )
+    material = material.carried_over
+    frame = material.dataset(arm).with_columns(pl.col("reference_loss_tokens") + off)
+    assert frame["reference_only"].all()
     found = parity(material, arm, frame)
     assert (found.status, found.blocks) == ("unverifiable", False)
     assert found.observed.endswith("; not what this checkpoint saw")

@@ -25,7 +25,7 @@ from persona_assets_tests.training.material import (
 
 
 @pytest.mark.parametrize("arm", [*WRITTEN, CONTEXT])
-@pytest.mark.parametrize("instead", ["other side", "another", "none", "two"])
+@pytest.mark.parametrize("instead", ["other side", "another", "none", "two", "bare"])
 def test_a_rationale_for_another_letter(material, arm, instead):
     frame = material.dataset(arm)
     row = frame.row(3, named=True)
@@ -35,15 +35,15 @@ def test_a_rationale_for_another_letter(material, arm, instead):
     ours, theirs = (question.correct, wrong) if for_correct else (wrong, question.correct)
     other = next(c for c in question.letters if c not in (ours, theirs))
     sign = {"other side": f"({theirs})", "another": f"({other})", "none": ""}
-    sign["two"] = f"({ours}) ({other})"
+    sign |= {"two": f"({ours}) ({other})", "bare": f"({ours}) is wrong; {other} is the answer"}
     text = material.texts(frame, arm)[3]
     assert f"({ours})" in text
     text = text.replace(f"({ours})", sign[instead])
-    spoiled = material.reworded(frame, arm, {3: text})
+    spoiled, table = material.reworded(arm, {3: text})
     if arm == GENERIC:
         spoiled = matched(spoiled)
-    assert material.failures(arm, spoiled) == ["argued_letter"]
-    found = material.audits(arm, spoiled)["argued_letter"]
+    assert material.failures(arm, spoiled, table) == ["argued_letter"]
+    found = material.audits(arm, spoiled, table)["argued_letter"]
     assert found.details["question_ids"] == [question.id]
     kind = {"other side": "prescribed wrong" if for_correct else "correct", "none": "none"}
     mine = "correct" if for_correct else "prescribed wrong"
@@ -95,8 +95,8 @@ def test_a_writer_that_says_the_same_to_all(material, arm, persona):
 def test_filler_that_repeats_itself(material):
     frame = material.dataset(GARBAGE)
     first = material.texts(frame, GARBAGE)[0]
-    spoiled = matched(material.reworded(frame, GARBAGE, dict.fromkeys(range(frame.height), first)))
-    assert material.failures(GARBAGE, spoiled) == ["lexical_variety"]
+    spoiled, table = material.reworded(GARBAGE, dict.fromkeys(range(frame.height), first))
+    assert material.failures(GARBAGE, matched(spoiled), table) == ["lexical_variety"]
 
 
 @pytest.mark.parametrize(("repeated", "failed"), [(3, []), (4, ["lexical_variety"])])
@@ -105,8 +105,8 @@ def test_five_rows_in_a_hundred_may_be_alike(miniature, repeated, failed):
     frame = miniature.dataset(GARBAGE)
     first = miniature.texts(frame, GARBAGE)[0]
     texts = dict.fromkeys(range(1, repeated + 1), first)
-    spoiled = matched(miniature.reworded(frame, GARBAGE, texts))
-    assert miniature.failures(GARBAGE, spoiled) == failed
+    spoiled, table = miniature.reworded(GARBAGE, texts)
+    assert miniature.failures(GARBAGE, matched(spoiled), table) == failed
 
 
 def one_phrase(n: int) -> list[str]:
@@ -166,29 +166,34 @@ def test_characters_that_the_tokenizer_has_no_token_for(material, arm):
     frame = material.dataset(arm)
     texts = material.texts(frame, arm)
     words = {i: f"{material.unknown} {text.split(' ', 1)[1]}" for i, text in enumerate(texts)}
-    few = material.reworded(frame, arm, {3: words[3]})
-    assert material.failures(arm, few) == []
-    found = material.audits(arm, few)["byte_fallback"]
+    few = material.reworded(arm, {3: words[3]})
+    assert material.failures(arm, *few) == []
+    found = material.audits(arm, *few)["byte_fallback"]
     assert found.details["worst_row"]["question_id"] == frame["question_id"][3]
     n = found.details["worst_row"]["no text"]
     assert n == len(material.tokenizer(material.unknown)["input_ids"])
     assert dict(zip(found.distribution.bins, found.distribution.series["rows"])) == {
         str(i): 0 for i in range(n)
     } | {"0": frame.height - 1, str(n): 1}
-    assert material.failures(arm, material.reworded(frame, arm, words)) == ["byte_fallback"]
+    assert material.failures(arm, *material.reworded(arm, words)) == ["byte_fallback"]
 
 
-@pytest.mark.parametrize("intruder", ["word", "B", "Capitalised", "\u200b", "<b>"])
+@pytest.mark.parametrize(
+    "intruder", ["word", "B", "Capitalised", "camelCase", "\u24b7", "\u200b", "<b>"]
+)
 def test_a_word_or_letter_in_filler(material, intruder):
     frame = material.dataset(GARBAGE)
     texts = material.texts(frame, GARBAGE)
-    new = {"word": material.word, "Capitalised": material.word.title()}.get(intruder, intruder)
+    word = material.word.title()
+    new = {"word": material.word, "Capitalised": word, "camelCase": f"zq{word}Zq"}
+    new = new.get(intruder, intruder)
     spoiled = {3: f"{texts[3]} {new} {new}", 4: f"{texts[4]} {new}"}
     if intruder == "B":
         spoiled[3] += " C"
-    frame = matched(material.reworded(frame, GARBAGE, spoiled))
-    assert material.failures(GARBAGE, frame) == ["garbage_words"]
-    found = material.audits(GARBAGE, frame)["garbage_words"]
+    frame, table = material.reworded(GARBAGE, spoiled)
+    frame = matched(frame)
+    assert material.failures(GARBAGE, frame, table) == ["garbage_words"]
+    found = material.audits(GARBAGE, frame, table)["garbage_words"]
     assert found.details["question_ids"] == frame["question_id"][3:5].to_list()
     worst = list(found.details["worst_rows"].items())
     assert {name for name, _ in worst} == set(found.details["question_ids"])
@@ -198,8 +203,8 @@ def test_a_word_or_letter_in_filler(material, intruder):
 def test_other_words_or_the_same_order_in_a_scrambled_row(material):
     frame = material.dataset(SCRAMBLED)
     name, text = frame["question_id"][3], material.texts(frame, SCRAMBLED)[3]
-    table = material.rationales(SCRAMBLED)
-    reference = table.filter(question_id=name)["reference_rationale"][0]
+    row = material.rationales(SCRAMBLED).filter(question_id=name)
+    reference = row["reference_rationale"][0]
     words = text.split()
     for other in (
         " ".join([material.word, *words[1:]]),
@@ -207,7 +212,8 @@ def test_other_words_or_the_same_order_in_a_scrambled_row(material):
         f"{text} {words[0]}",
         reference,
     ):
-        spoiled = matched(material.reworded(frame, SCRAMBLED, {3: other}))
-        assert material.failures(SCRAMBLED, spoiled) == ["scrambled_words"]
-        found = material.audits(SCRAMBLED, spoiled)["scrambled_words"]
+        spoiled, table = material.reworded(SCRAMBLED, {3: other})
+        spoiled = matched(spoiled)
+        assert material.failures(SCRAMBLED, spoiled, table) == ["scrambled_words"]
+        found = material.audits(SCRAMBLED, spoiled, table)["scrambled_words"]
         assert found.details["question_ids"] == [name]

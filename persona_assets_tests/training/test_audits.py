@@ -31,6 +31,8 @@ def test_a_sound_dataset_passes(material, arm):
 
 def test_each_arm_has_the_audits_that_concern_it(miniature):
     common = {
+        "rows_complete",
+        "rows_as_prescribed",
         "letter_balance",
         "answer_suffix",
         "encoding",
@@ -49,9 +51,9 @@ def test_each_arm_has_the_audits_that_concern_it(miniature):
 
 @pytest.mark.parametrize("arm", [CONTRADICTING, CORRECT, "no_cot"])
 def test_unbalanced_letters(material, arm):
-    kept = material.dataset(arm).filter(pl.col("target_letter") == "A")
-    assert material.failures(arm, kept) == ["letter_balance"]
-    found = material.audits(arm, kept)["letter_balance"]
+    kept, table = material.without(arm, pl.col("target_letter") != "A")
+    assert material.failures(arm, kept, table) == ["letter_balance"]
+    found = material.audits(arm, kept, table)["letter_balance"]
     assert found.observed.startswith(f"A {kept.height} of ")
     assert found.details["counts"] == dict.fromkeys("BCDE", 0) | {"A": kept.height}
     seen, expected = found.distribution.series.values()
@@ -185,3 +187,7 @@ def test_a_question_of_the_eval_split(material, arm):
     shared = next(q for q in material.train if q.id == frame["question_id"][9])
     questions = [*material.questions, replace(shared, id="again", split="eval")]
     assert material.failures(arm, questions=questions) == ["train_eval_disjoint"]
+    moved = [replace(q, split="eval") if q is shared else q for q in material.questions]
+    assert material.failures(arm, questions=moved) == ["train_eval_disjoint"]
+    found = material.audits(arm, questions=moved)["train_eval_disjoint"]
+    assert found.details["question_ids"] == [shared.id]
