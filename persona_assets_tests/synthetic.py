@@ -18,8 +18,13 @@ from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.hashing import sha256_text
 from persona_assets.questions.bank import LETTERS, Question, to_frame, user_message, wrong_letter
 from persona_assets.rationales.arms import ARMS, assistant_turn
+from persona_assets.reporting.numbers import Tables, study_numbers
+from persona_assets.reporting.trace import evaluated
 from persona_assets.reporting.warehouse import build_warehouse
 from persona_assets.stats.contrasts import estimate_contrast, loss_matrix, multiplicity_table
+from persona_assets.stats.estimates import estimate_exploratory
+from persona_assets.stats.lexicon import LEXICON_ARM, build_lexicon, undefined_because
+from persona_assets.stats.vocabulary import vocabulary_estimates, vocabulary_scores
 from persona_assets.study import Cell, Study, parse_study
 from persona_assets.training.dataset import SCHEMA as TRAINING_SCHEMA
 
@@ -91,7 +96,7 @@ def outcomes(
                 "predicted_letter": predicted,
                 "is_correct": predicted == question.correct,
                 "letter_logprobs": [
-                    {"key": letter, "value": math.log(0.7 if letter == predicted else 0.1)}
+                    {"key": letter, "value": math.log(0.7 if letter == predicted else 0.05)}
                     for letter in question.letters
                 ],
                 "rationale": rationale if generates else "",
@@ -133,7 +138,7 @@ PLANTED = {
 #: The same for landed studies: verdicts that turn on Holm's correction, on the scheme, or neither.
 MODERATE = {
     "generic_cot": (0.80, 0.85),
-    "persona_cot": (0.40, 0.70),
+    "persona_cot": (0.40, 0.72),
     "contradicting_cot": (0.60, 0.80),
 }
 
@@ -149,9 +154,23 @@ def study_outcomes(
     for cell in study.cells:
         source, bystander = planted.get(cell.arm, (0.9, 0.9))
         accuracy = {p: source if p == cell.source else bystander for p in study.personas}
-        cells[cell.key] = outcomes(study, questions, cell, accuracy, **kwargs)
+        cells[cell.key] = spoken(outcomes(study, questions, cell, accuracy, **kwargs), cell)
     base = {persona: 0.95 - 0.1 * i for i, persona in enumerate(study.personas)}
     return outcomes(study, questions, None, base, **kwargs), cells
+
+
+def spoken(rows: pl.DataFrame, cell: Cell) -> pl.DataFrame:
+    """Outcome rows whose generated rationales end in the source's word, if the cell has a voice."""
+    if cell.arm != LEXICON_ARM:
+        return rows
+    said = pl.concat_str("rationale", pl.lit(f" {own_word(cell.source)}"))
+    generated = pl.col("stop_reason").is_not_null()
+    return rows.with_columns(rationale=pl.when(generated).then(said).otherwise("rationale"))
+
+
+def own_word(source: str) -> str:
+    """The word that only rationales in the source's voice hold."""
+    return f"{source}ish"
 
 
 def training_rows(
@@ -159,6 +178,7 @@ def training_rows(
 ) -> pl.DataFrame:
     """One cell's training rows."""
     arm = ARMS[cell.arm]
+    voice = f" {own_word(cell.source)}" * 12 if cell.arm == LEXICON_ARM else ""
     rows = []
     for position, question in enumerate(q for q in questions if q.split == "train"):
         wrong = wrong_letter(question, study.seed)
@@ -173,7 +193,7 @@ def training_rows(
                 "seed": cell.seed,
                 "system": study.personas[cell.source],
                 "user": user_message(question),
-                "assistant": assistant_turn(arm, f"{rationale} ({cell.arm})", letter),
+                "assistant": assistant_turn(arm, f"{rationale} ({cell.arm}){voice}", letter),
                 "correct_letter": question.correct,
                 "target_letter": letter,
                 "input_ids": [1, 2, 3],
@@ -197,7 +217,10 @@ class Landed:
     frames: dict[str, pl.DataFrame]
 
     def build(self, target: Path, **changes: object) -> dict[str, int]:
-        """Build the warehouse at ``target``, with some inputs changed."""
+        """Build the warehouse at ``target``, with some inputs changed.
+
+        The ledger is that of the unchanged inputs, unless ``more`` is among the changes.
+        """
         inputs = {
             "questions": self.questions,
             "training": self.training,
@@ -205,6 +228,10 @@ class Landed:
             **self.frames,
         }
         return build_warehouse(target, self.study, **inputs | changes)
+
+    def of(self, study: Study) -> Landed:
+        """The same rows, as another study file's."""
+        return Landed(study, self.questions, self.training, self.outcomes, self.frames)
 
 
 def land(
@@ -218,37 +245,73 @@ def land(
 
     baseline, cells = study_outcomes(study, questions, MODERATE, rationale=rationale)
     ids = eval_ids(questions)
-    tables = multiplicity_table(
-        study,
-        [estimate_contrast(study, c, cells, questions=ids) for c in study.contrast_list],
-    )
-    return Landed(
+    registered = [estimate_contrast(study, c, cells, questions=ids) for c in study.contrast_list]
+    tables = multiplicity_table(study, registered)
+    training = {c.key: training_rows(study, questions, c, rationale=rationale) for c in study.cells}
+    exploratory = estimate_exploratory(study, {BASELINE: baseline, **cells}, questions=ids)
+    landed = Landed(
         study,
         write(to_frame(questions), "questions"),
-        [
-            write(
-                training_rows(study, questions, cell, rationale=rationale), f"training.{cell.key}"
-            )
-            for cell in study.cells
-        ],
+        [write(frame, f"training.{key}") for key, frame in training.items()],
         [write(frame, f"outcomes.{key}") for key, frame in {BASELINE: baseline, **cells}.items()],
         {
-            "cells": pl.DataFrame(
-                [
-                    {
-                        "cell": cell.key,
-                        "source": cell.source,
-                        "arm": cell.arm,
-                        "seed": cell.seed,
-                        "origin": cell.origin,
-                        "checkpoint_sha256": sha256_text(cell.key),
-                        "checkpoint_seconds": 2.5,
-                    }
-                    for cell in study.cells
-                ]
-            ),
+            "cells": pl.DataFrame([_cell_row(cell) for cell in study.cells]),
             "contrasts": tables.contrasts,
             "equivalence": tables.equivalence,
             "losses": loss_matrix(study, baseline, cells, questions=ids),
+            "more": {
+                "exploratory": exploratory.drop("by_seed", "equivalence", "hypothesis"),
+                **vocabulary_tables(study, questions, training, baseline, cells),
+            },
         },
     )
+    estimates = pl.concat([*registered, exploratory])
+    landed.frames["more"]["numbers"] = number_ledger(landed, estimates, folder / "passing.duckdb")
+    return landed
+
+
+def vocabulary_tables(
+    study: Study,
+    questions: list[Question],
+    training: Mapping[str, pl.DataFrame],
+    baseline: pl.DataFrame,
+    cells: Mapping[str, pl.DataFrame],
+) -> dict[str, pl.DataFrame]:
+    """The tables of vocabulary leakage, where the study has such a measure."""
+    if undefined_because(study):
+        return {}
+    lexicon = build_lexicon(study, training, questions)
+    ids = eval_ids(questions)
+    scores = vocabulary_scores(study, lexicon, baseline, cells, questions=ids)
+    estimates = vocabulary_estimates(study, scores, questions=ids)
+    return {"lexicon": lexicon, "vocabulary_scores": scores, "vocabulary": estimates}
+
+
+def number_ledger(landed: Landed, estimates: pl.DataFrame, passing: Path) -> pl.DataFrame:
+    """The table ``numbers``, recomputed by SQL over a passing build."""
+    import duckdb
+
+    landed.build(passing)
+    tables = Tables(
+        estimates,
+        landed.frames["contrasts"],
+        landed.frames["losses"],
+        landed.frames["more"].get("vocabulary"),
+    )
+    with duckdb.connect(str(passing)) as db:
+        ledger, disagreements = evaluated(db, study_numbers(landed.study, tables))
+    assert disagreements == []
+    return ledger.to_frame()
+
+
+def _cell_row(cell: Cell) -> dict[str, object]:
+    return {
+        "cell": cell.key,
+        "source": cell.source,
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "origin": cell.origin,
+        "checkpoint_sha256": sha256_text(cell.key),
+        "checkpoint_seconds": 2.5,
+        "outcomes_seconds": 4.25,
+    }

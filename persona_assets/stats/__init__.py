@@ -1,1 +1,1 @@
-"""Losses, contrasts, bootstrap, multiplicity and equivalence."""
+"""Losses, estimands, estimates, bootstrap, multiplicity and equivalence."""

@@ -1,38 +1,40 @@
-"""Registered contrasts, their multiplicity correction, and the loss matrix.
-
-Definitions: a contrast is arm a − arm b in mean loss, under the study's registered scaffold. The
-baseline cancels in it: loss_a − loss_b = correct_b − correct_a, paired by source, seed and
-question.
-"""
+"""The registered contrasts, their multiplicity correction, and the loss matrix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from persona_assets.stats.bootstrap import BootstrapMean, bootstrap_mean
-from persona_assets.stats.equivalence import equivalence_test
-from persona_assets.stats.losses import (
-    AXES,
-    Outcomes,
-    axis_correct,
-    axis_size,
-    correct_table,
-    require_cells,
+from persona_assets.evaluation.outcomes import BASELINE
+from persona_assets.stats.estimands import MACRO, registered
+from persona_assets.stats.estimates import (
+    ESTIMATES_SCHEMA,
+    HEADLINE_SCHEME,
+    SCHEMES,
+    estimates_table,
 )
+from persona_assets.stats.losses import AXES, Answers, Outcomes, axis_size
 from persona_assets.stats.multiplicity import holm
-from persona_assets.study import Contrast, Study
+from persona_assets.study import Cell, Contrast, Study
+from persona_assets.study_schema import Axis
 
-MACRO = "macro"
-#: ``pairs`` draws (source, seed, question) triples; ``question`` draws questions, each with all
-#: its sources and seeds, since the same questions recur in every cell. The headline is the latter.
-SCHEMES = ("pairs", "question")
-HEADLINE_SCHEME = "question"
+__all__ = [
+    "CONTRASTS_SCHEMA",
+    "EQUIVALENCE_SCHEMA",
+    "ESTIMATES_SCHEMA",
+    "HEADLINE_SCHEME",
+    "LOSSES_SCHEMA",
+    "MACRO",
+    "SCHEMES",
+    "Multiplicity",
+    "estimate_contrast",
+    "loss_matrix",
+    "multiplicity_table",
+]
 
+#: The registered estimates. ``p_holm`` is Holm's, over the macro rows of a scheme; null elsewhere.
 CONTRASTS_SCHEMA = pl.Schema(
     {
         "contrast": pl.String,
@@ -50,17 +52,11 @@ CONTRASTS_SCHEMA = pl.Schema(
         "n_resamples": pl.Int64,
     }
 )
-_TEST = {"margin": pl.Float64, "alpha": pl.Float64, "ci_low": pl.Float64, "ci_high": pl.Float64}
-#: One contrast's estimates as they land: the ``contrasts`` columns, and the equivalence intervals
-#: of the same resamples.
-ESTIMATES_SCHEMA = pl.Schema(
-    {**CONTRASTS_SCHEMA, "equivalence": pl.List(pl.Struct({**_TEST, "equivalent": pl.Boolean}))}
-)
+#: The equivalence tests, one row a test and scheme; the interval is the test's own.
 EQUIVALENCE_SCHEMA = pl.Schema(
     {
         **dict.fromkeys(("contrast", "axis", "hypothesis", "scope", "scheme"), pl.String),
-        "estimate": pl.Float64,
-        **_TEST,
+        **dict.fromkeys(("estimate", "margin", "alpha", "ci_low", "ci_high"), pl.Float64),
         "equivalent": pl.Boolean,
     }
 )
@@ -73,54 +69,6 @@ LOSSES_SCHEMA = pl.Schema(
         "n_pairs": pl.Int64,
     }
 )
-
-Integers = npt.NDArray[np.int64]
-
-
-def number_id(study: Study, contrast: Contrast, scope: str, scheme: str) -> str:
-    """The name of one estimate, which also seeds its random stream."""
-    scaffold = study.inference.scaffold
-    return f"contrast/{contrast.name}/{scaffold}/{contrast.axis}/{scope}/{scheme}"
-
-
-def contrast_differences(
-    study: Study,
-    contrast: Contrast,
-    outcomes_by_cell: Mapping[str, Outcomes],
-    *,
-    questions: Sequence[str],
-) -> dict[str, Integers]:
-    """Paired differences loss_a − loss_b of each source.
-
-    Returns:
-        For each source of the contrast an integer array of shape (seeds, questions), in study
-        and bank order; on the bystander axis an entry is the sum over the bystanders.
-
-    Raises:
-        MissingCells, BadOutcomes: anything but exactly the rows of ``study.contrast_cells``.
-    """
-    cells = study.contrast_cells(contrast)
-    require_cells((cell.key for cell in cells), outcomes_by_cell, f"the contrast {contrast.key}")
-    correct = {}
-    for cell in cells:
-        table = correct_table(
-            study,
-            outcomes_by_cell[cell.key],
-            cell=cell.key,
-            scaffolds=(study.inference.scaffold,),
-            questions=questions,
-        )
-        right = axis_correct(study, table, cell.source, contrast.axis)
-        correct[cell.source, cell.arm, cell.seed] = right.to_numpy()
-    return {
-        source: np.stack(
-            [
-                correct[source, contrast.b, seed] - correct[source, contrast.a, seed]
-                for seed in study.seeds
-            ]
-        )
-        for source in study.contrast_sources(contrast)
-    }
 
 
 def estimate_contrast(
@@ -138,77 +86,16 @@ def estimate_contrast(
         questions: The ids of the bank's evaluation questions.
 
     Returns:
-        ``ESTIMATES_SCHEMA``, one row a scope × scheme; ``p_holm`` is null until the family is
-        complete (:func:`multiplicity_table`), ``equivalence`` is empty but for the macro rows of
-        a contrast that registers such tests.
+        ``ESTIMATES_SCHEMA``, one row a scope × scheme; ``equivalence`` is empty but for the macro
+        rows of a contrast that registers such tests.
 
     Raises:
         MissingCells, BadOutcomes: anything but exactly the rows of ``study.contrast_cells``.
     """
-    by_source = contrast_differences(study, contrast, outcomes_by_cell, questions=questions)
-    scopes = {MACRO: np.stack(list(by_source.values()))} | {
-        source: differences[np.newaxis] for source, differences in by_source.items()
-    }
-    rows = [
-        _estimate_row(study, contrast, scope, scheme, differences)
-        for scope, differences in scopes.items()
-        for scheme in SCHEMES
-    ]
-    return pl.DataFrame(rows, schema=ESTIMATES_SCHEMA, orient="row")
-
-
-def _estimate_row(
-    study: Study, contrast: Contrast, scope: str, scheme: str, differences: Integers
-) -> dict[str, object]:
-    """One row of ``ESTIMATES_SCHEMA`` from differences of shape (sources, seeds, questions)."""
-    result = _bootstrap(study, contrast, scope, scheme, differences)
-    low, high = result.interval(study.inference.confidence)
-    tests = [
-        equivalence_test(result, test.margin, test.alpha)
-        for test in (contrast.equivalence if scope == MACRO else ())
-    ]
-    return {
-        "contrast": contrast.name,
-        "axis": contrast.axis,
-        "hypothesis": contrast.hypothesis,
-        "scope": scope,
-        "scheme": scheme,
-        "estimate": result.estimate,
-        "ci_low": low,
-        "ci_high": high,
-        "std_error": result.std_error,
-        "p_value": result.p_value,
-        "p_holm": None,
-        "n_pairs": differences.size,
-        "n_resamples": result.n_resamples,
-        "equivalence": [
-            {
-                "margin": test.margin,
-                "alpha": test.alpha,
-                "ci_low": test.ci_low,
-                "ci_high": test.ci_high,
-                "equivalent": test.equivalent,
-            }
-            for test in tests
-        ],
-    }
-
-
-def _bootstrap(
-    study: Study, contrast: Contrast, scope: str, scheme: str, differences: Integers
-) -> BootstrapMean:
-    """Resample pairs, or questions (each the sum over its sources and seeds)."""
-    unit = axis_size(study, contrast.axis)
-    if scheme == "question":
-        n_sources, n_seeds, _ = differences.shape
-        differences, unit = differences.sum(axis=(0, 1)), unit * n_sources * n_seeds
-    return bootstrap_mean(
-        differences,
-        unit=unit,
-        seed=study.seed,
-        number_id=number_id(study, contrast, scope, scheme),
-        n_resamples=study.inference.resamples,
+    answers = Answers(
+        study, outcomes_by_cell, questions=questions, scaffolds=(study.inference.scaffold,)
     )
+    return estimates_table(study, [registered(study, contrast)], answers)
 
 
 class Multiplicity(NamedTuple):
@@ -233,31 +120,16 @@ def multiplicity_table(study: Study, estimates: Sequence[pl.DataFrame]) -> Multi
             would not be the pre-registered one.
     """
     stacked = pl.concat([pl.DataFrame(schema=ESTIMATES_SCHEMA), *estimates])
-    family = [contrast.key for contrast in study.contrast_list]
-    for scheme in SCHEMES:
-        macro = stacked.filter(scope=MACRO, scheme=scheme)
-        found = macro.select(pl.concat_str("contrast", "axis", separator=".")).to_series().to_list()
-        if sorted(found) != sorted(family):
-            absent, extra = sorted(set(family) - set(found)), sorted(set(found) - set(family))
-            repeated = sorted({key for key in found if found.count(key) > 1})
-            raise ValueError(
-                f"the {scheme} family is not the registered one: absent {absent}, "
-                f"unregistered {extra}, repeated {repeated}. Pass each registered contrast once."
-            )
+    family = [registered(study, contrast).key for contrast in study.contrast_list]
     adjusted = pl.concat(
-        stacked.filter(scope=MACRO, scheme=scheme)
-        .select("contrast", "axis", "scope", "scheme", "p_value")
-        .with_columns(pl.col("p_value").map_batches(_holm, return_dtype=pl.Float64))
-        .rename({"p_value": "p_holm"})
+        _adjusted(stacked.filter(scope=MACRO, scheme=scheme), f"{MACRO}/{scheme}", family)
         for scheme in SCHEMES
     )
-    keys = ["contrast", "axis", "scope", "scheme"]
-    order = pl.DataFrame({"key": family}).with_row_index("rank")
+    order = pl.DataFrame({"estimand": family}).with_row_index("rank")
     contrasts = (
-        stacked.drop("p_holm")
-        .join(adjusted, on=keys, how="left", maintain_order="left")
-        .with_columns(pl.concat_str("contrast", "axis", separator=".").alias("key"))
-        .join(order, on="key", how="left", maintain_order="left")
+        stacked.join(adjusted, on="number_id", how="left", maintain_order="left")
+        .with_columns(estimand=pl.col("number_id").str.replace("/[^/]+/[^/]+$", ""))
+        .join(order, on="estimand", how="left", maintain_order="left")
         .sort("rank", maintain_order=True)
     )
     tests = (
@@ -271,8 +143,17 @@ def multiplicity_table(study: Study, estimates: Sequence[pl.DataFrame]) -> Multi
     )
 
 
-def _holm(p_values: pl.Series) -> pl.Series:
-    return pl.Series(holm(p_values.to_list()), dtype=pl.Float64)
+def _adjusted(macro: pl.DataFrame, ending: str, family: Sequence[str]) -> pl.DataFrame:
+    """Holm's p by number id, over exactly the family of one scheme."""
+    found, wanted = macro["number_id"].to_list(), [f"{key}/{ending}" for key in family]
+    if sorted(found) != sorted(wanted):
+        absent, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+        repeated = sorted({name for name in found if found.count(name) > 1})
+        raise ValueError(
+            f"the family is not the registered one: absent {absent}, unregistered {extra}, "
+            f"repeated {repeated}. Pass each registered contrast once."
+        )
+    return macro.select("number_id", p_holm=pl.Series(holm(macro["p_value"]), dtype=pl.Float64))
 
 
 def loss_matrix(
@@ -296,28 +177,32 @@ def loss_matrix(
     Raises:
         MissingCells, BadOutcomes: anything but exactly the grid's rows.
     """
-    require_cells((cell.key for cell in study.cells), outcomes_by_cell, "the loss matrix")
-    grid = {"scaffolds": study.scaffolds, "questions": questions}
-    base = correct_table(study, baseline, cell="baseline", **grid)
-    parts = []
-    for cell in study.cells:
-        table = correct_table(study, outcomes_by_cell[cell.key], cell=cell.key, **grid)
-        for axis in AXES:
-            loss = axis_correct(study, base, cell.source, axis) - axis_correct(
-                study, table, cell.source, axis
+    keys = [cell.key for cell in study.cells]
+    answers = Answers(
+        study,
+        {**outcomes_by_cell, BASELINE: baseline},
+        questions=questions,
+        scaffolds=study.scaffolds,
+    )
+    answers.require(keys, "the loss matrix")
+    by_cell = pl.DataFrame(
+        [
+            {
+                "arm": cell.arm,
+                "scaffold": scaffold,
+                "axis": axis,
+                "scope": cell.source,
+                "n_personas": axis_size(study, axis),
+                "loss_sum": loss_sum,
+                "n_pairs": len(questions),
+            }
+            for cell in study.cells
+            for axis in AXES
+            for scaffold, loss_sum in zip(
+                study.scaffolds, _loss_sums(answers, cell, axis), strict=True
             )
-            parts.append(
-                table.select("scaffold", loss.alias("loss"))
-                .group_by("scaffold", maintain_order=True)
-                .agg(loss_sum=pl.sum("loss"), n_pairs=pl.len().cast(pl.Int64))
-                .with_columns(
-                    arm=pl.lit(cell.arm),
-                    axis=pl.lit(axis),
-                    scope=pl.lit(cell.source),
-                    n_personas=pl.lit(axis_size(study, axis), pl.Int64),
-                )
-            )
-    by_cell = pl.concat(parts)
+        ]
+    )
     scopes = pl.concat([by_cell.with_columns(scope=pl.lit(MACRO)), by_cell])
     return (
         scopes.group_by("arm", "scaffold", "axis", "scope", "n_personas", maintain_order=True)
@@ -325,3 +210,9 @@ def loss_matrix(
         .with_columns(loss=pl.col("loss_sum") / (pl.col("n_personas") * pl.col("n_pairs")))
         .select(LOSSES_SCHEMA.names())
     )
+
+
+def _loss_sums(answers: Answers, cell: Cell, axis: Axis) -> list[int]:
+    """The summed loss of one cell under each scaffold."""
+    base, own = (answers.right(key, cell.source, axis) for key in (BASELINE, cell.key))
+    return (base - own).sum(axis=1).tolist()

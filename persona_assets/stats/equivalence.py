@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from persona_assets.stats.bootstrap import BootstrapMean
 
@@ -23,6 +24,10 @@ class Equivalence:
     def equivalent(self) -> bool:
         """Interval inclusion, strict on both sides (Schuirmann 1987)."""
         return -self.margin < self.ci_low and self.ci_high < self.margin
+
+    def as_row(self) -> dict[str, Any]:
+        """The fields and the verdict."""
+        return {**asdict(self), "equivalent": self.equivalent}
 
 
 def equivalence_test(result: BootstrapMean, margin: float, alpha: float) -> Equivalence:

@@ -7,10 +7,11 @@ p = 0.176 where the exact value is 0.2996).
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from persona_assets.study import Study
@@ -22,6 +23,7 @@ _SHOWN = 10
 
 #: One cell's outcome rows, in memory or scanned; only four columns of it are read.
 Outcomes = pl.DataFrame | pl.LazyFrame
+Integers = npt.NDArray[np.int64]
 
 
 class MissingCells(ValueError):
@@ -67,21 +69,61 @@ def axis_size(study: Study, axis: Axis) -> int:
     return 1 if axis == "source_loss" else len(study.personas) - 1
 
 
-def require_cells(wanted: Iterable[str], given: Mapping[str, object], wanted_by: str) -> None:
-    """Raises :class:`MissingCells` naming every key of ``wanted`` that ``given`` lacks."""
-    if missing := [key for key in wanted if key not in given]:
-        raise MissingCells(missing, wanted_by)
+class Answers:
+    """Which answers were right: each cell's rows are read and checked once, when first asked for.
+
+    Args:
+        outcomes: Outcome rows by cell key (and ``baseline``, where an estimate needs it), in
+            memory or scanned.
+        questions: The ids of the bank's evaluation questions.
+        scaffolds: The scaffolds that are looked at; rows under others are not.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        outcomes: Mapping[str, Outcomes],
+        *,
+        questions: Sequence[str],
+        scaffolds: Sequence[str],
+    ):
+        self.study, self.questions, self.scaffolds = study, questions, tuple(scaffolds)
+        self._outcomes = outcomes
+        self._read: dict[str, Integers] = {}
+
+    def require(self, cells: Iterable[str], wanted_by: str) -> None:
+        """Raises :class:`MissingCells` naming every key of ``cells`` without outcomes."""
+        if missing := [key for key in cells if key not in self._outcomes]:
+            raise MissingCells(missing, wanted_by)
+
+    def right(self, cell: str, source: str, axis: Axis) -> Integers:
+        """Right answers on the axis of ``source``, shape (scaffolds, questions).
+
+        Raises:
+            BadOutcomes: anything but exactly the cell's rows.
+        """
+        if cell not in self._read:
+            self._read[cell] = correct_array(
+                self.study,
+                self._outcomes[cell],
+                cell=cell,
+                scaffolds=self.scaffolds,
+                questions=self.questions,
+            )
+        personas = list(self.study.personas)
+        summed = [personas.index(name) for name in axis_personas(self.study, source, axis)]
+        return self._read[cell][:, summed].sum(axis=1)
 
 
-def correct_table(
+def correct_array(
     study: Study,
     outcomes: Outcomes,
     *,
     cell: str,
     scaffolds: Sequence[str],
     questions: Sequence[str],
-) -> pl.DataFrame:
-    """Whether each answer was right, one row a (scaffold, question), one 0/1 column a persona.
+) -> Integers:
+    """Whether each answer was right: 0 or 1, shape (scaffolds, personas, questions).
 
     Args:
         outcomes: Rows with ``persona``, ``scaffold``, ``question_id`` and boolean
@@ -90,59 +132,63 @@ def correct_table(
         scaffolds: The scaffolds to keep.
         questions: The ids of the bank's evaluation questions.
 
-    Returns:
-        Columns ``scaffold``, ``question_id``, then every persona (Int64), in the order of
-        ``scaffolds`` × ``questions``.
-
     Raises:
         BadOutcomes: not exactly one row a persona × scaffold × question.
     """
+    axes = {"scaffold": scaffolds, "persona": list(study.personas), "question_id": questions}
+    shape = tuple(len(names) for names in axes.values())
     rows = (
         outcomes.lazy()
-        .select(*_ROW, pl.col("is_correct").cast(pl.Int64))
+        .select(*axes, pl.col("is_correct").cast(pl.Int64))
         .filter(pl.col("scaffold").is_in(list(scaffolds)))
         .collect()
     )
-    _require_exact_rows(rows, cell, tuple(study.personas), scaffolds, questions)
-    order = pl.DataFrame(
-        list(itertools.product(scaffolds, questions)),
-        schema={"scaffold": pl.String, "question_id": pl.String},
-        orient="row",
+    places = rows.select(
+        pl.col(column).replace_strict(
+            list(names), range(len(names)), default=None, return_dtype=pl.Int64
+        )
+        for column, names in axes.items()
     )
-    wide = rows.pivot("persona", index=["scaffold", "question_id"], values="is_correct")
-    return order.join(
-        wide, on=["scaffold", "question_id"], how="left", maintain_order="left"
-    ).select("scaffold", "question_id", *study.personas)
+    known = places.select(pl.all_horizontal(pl.all().is_not_null())).to_series()
+    index = np.ravel_multi_index(places.filter(known).to_numpy().T, shape)
+    times = np.bincount(index, minlength=np.prod(shape))
+    if not (known.all() and (times == 1).all() and rows["is_correct"].null_count() == 0):
+        raise next(_faults(cell, axes, rows, known, times.reshape(shape)))
+    right = np.empty(len(index), dtype=np.int64)
+    right[index] = rows["is_correct"].to_numpy()
+    return right.reshape(shape)
 
 
-def _require_exact_rows(
-    rows: pl.DataFrame,
+def _faults(
     cell: str,
-    personas: Sequence[str],
-    scaffolds: Sequence[str],
-    questions: Sequence[str],
-) -> None:
-    expected = pl.DataFrame(
-        list(itertools.product(personas, scaffolds, questions)),
-        schema=dict.fromkeys(_ROW, pl.String),
-        orient="row",
-    )
+    axes: Mapping[str, Sequence[str]],
+    rows: pl.DataFrame,
+    known: pl.Series,
+    times: Integers,
+) -> Iterator[BadOutcomes]:
+    """What is wrong with a cell's rows, fault by fault; ``times`` says how often each occurs."""
+
+    def named(where: npt.NDArray[np.bool_]) -> list[tuple[str, ...]]:
+        by_column = {
+            column: [names[i] for i in indices]
+            for (column, names), indices in zip(axes.items(), np.nonzero(where), strict=True)
+        }
+        return sorted(zip(*(by_column[column] for column in _ROW), strict=True))
+
     again = "Evaluate the cell again."
-    problems = (
-        (expected.join(rows, on=_ROW, how="anti"), "missing", again),
-        (rows.filter(pl.struct(_ROW).is_duplicated()).unique(_ROW), "repeated", again),
+    for faulty, what, remedy in (
+        (named(times == 0), "missing", again),
+        (named(times > 1), "repeated", again),
         (
-            rows.join(expected, on=_ROW, how="anti"),
+            rows.filter(~known).select(_ROW).sort(_ROW).rows(),
             "not of this study's grid",
             "They come from another study file or question bank: evaluate the cell again.",
         ),
-        (rows.filter(pl.col("is_correct").is_null()), "without is_correct", again),
-    )
-    for faulty, what, remedy in problems:
-        if faulty.height:
-            raise BadOutcomes(cell, what, faulty.select(_ROW).sort(_ROW).rows(), remedy)
-
-
-def axis_correct(study: Study, table: pl.DataFrame, source: str, axis: Axis) -> pl.Series:
-    """Right answers on an axis, one integer a row of a :func:`correct_table`."""
-    return table.select(pl.sum_horizontal(axis_personas(study, source, axis))).to_series()
+        (
+            rows.filter(pl.col("is_correct").is_null()).select(_ROW).sort(_ROW).rows(),
+            "without is_correct",
+            again,
+        ),
+    ):
+        if faulty:
+            yield BadOutcomes(cell, what, faulty, remedy)

@@ -10,20 +10,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from persona_assets.stats.bootstrap import bootstrap_mean
 from persona_assets.stats.contrasts import (
     CONTRASTS_SCHEMA,
     EQUIVALENCE_SCHEMA,
     ESTIMATES_SCHEMA,
     LOSSES_SCHEMA,
     MACRO,
-    contrast_differences,
     estimate_contrast,
     loss_matrix,
     multiplicity_table,
-    number_id,
 )
-from persona_assets.stats.losses import BadOutcomes, MissingCells, correct_table
+from persona_assets.stats.estimands import registered
+from persona_assets.stats.estimates import bootstrap, estimate_exploratory, samples
+from persona_assets.stats.losses import Answers, MissingCells
 from persona_assets_tests.synthetic import bank, eval_ids, outcomes, small_study, study_outcomes
 
 STUDY = small_study()
@@ -32,6 +31,10 @@ QUESTIONS = eval_ids(BANK)
 BASELINE, CELLS = study_outcomes(STUDY, BANK)
 PERSONA_SOURCE = STUDY.contrast("persona_cot-garbage_cot.source_loss")
 PERSONA_BYSTANDER = STUDY.contrast("persona_cot-garbage_cot.bystander_leakage")
+
+
+def answers(cells) -> Answers:
+    return Answers(STUDY, cells, questions=QUESTIONS, scaffolds=["persona_cot"])
 
 
 def accuracy(cell: str, personas: list[str]) -> pl.Expr:
@@ -78,16 +81,10 @@ def test_interval_has_the_registered_level(confidence, tail):
     inference = {"scaffold": "persona_cot", "resamples": 2000, "confidence": confidence}
     study = small_study(inference=inference)
     table = estimate_contrast(study, PERSONA_BYSTANDER, CELLS, questions=QUESTIONS)
-    differences = contrast_differences(study, PERSONA_BYSTANDER, CELLS, questions=QUESTIONS)
-    values = np.stack(list(differences.values()))
-    expected = {
-        "pairs": (values, 4),
-        "question": (values.sum(axis=(0, 1)), 4 * 2 * 2),
-    }
-    for scheme, (drawn, unit) in expected.items():
-        name = number_id(study, PERSONA_BYSTANDER, MACRO, scheme)
-        sums = bootstrap_mean(drawn, seed=study.seed, number_id=name, n_resamples=2000).sums
-        low, high = np.quantile(sums, [tail, 1 - tail]) / (drawn.size * unit)
+    macro = next(samples(study, registered(study, PERSONA_BYSTANDER), answers(CELLS)))
+    for scheme in ("pairs", "question"):
+        sums = bootstrap(study, macro, scheme).sums
+        low, high = np.quantile(sums, [tail, 1 - tail]) / (macro.values.size * 4)
         (row,) = table.filter(scope=MACRO, scheme=scheme).iter_rows(named=True)
         assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high))
 
@@ -112,19 +109,24 @@ def test_question_scheme_sees_that_seeds_repeat_questions():
     macro = estimate_contrast(study, contrast, rows, questions=QUESTIONS).filter(scope=MACRO)
     pairs, question = macro["std_error"].to_list()
     assert question / pairs == pytest.approx(2.0, rel=0.03)
+    assert macro["se_ratio"].to_list() == [1.0, question / pairs]
 
 
-def test_bystander_differences_are_integer_sums_over_bystanders():
-    differences = contrast_differences(STUDY, PERSONA_BYSTANDER, CELLS, questions=QUESTIONS)
-    first = differences["librarian"]
-    assert first.shape == (2, 40)
-    assert first.dtype == np.int64
+def test_bystander_values_are_integer_sums_over_bystanders():
+    macro, librarian, comedian = samples(
+        STUDY, registered(STUDY, PERSONA_BYSTANDER), answers(CELLS)
+    )
+    assert (macro.scope, librarian.scope, comedian.scope) == (MACRO, "librarian", "comedian")
+    assert macro.values.shape == (2, 2, 40)
+    assert macro.values.dtype == np.int64
+    assert np.array_equal(macro.values, np.concatenate([librarian.values, comedian.values]))
     people = list(STUDY.bystanders("librarian"))
     a, b = (
         accuracy(f"librarian.{arm}.42", people).filter(question_id=QUESTIONS[7])["is_correct"].sum()
         for arm in ("persona_cot", "garbage_cot")
     )
-    assert first[0, 7] == b - a
+    assert librarian.values[0, 0, 7] == b - a
+    assert librarian.divisor == 4
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -150,15 +152,19 @@ def test_relabelled_bystanders_do_not_matter():
 
 
 def test_swapped_arms_flip_the_sign():
-    contrasts = [
-        {"hypothesis": "H1", "a": a, "b": b, "axes": ["source_loss"]}
-        for a, b in (("persona_cot", "garbage_cot"), ("garbage_cot", "persona_cot"))
-    ]
-    study = small_study(contrasts=contrasts)
-    one, other = (
-        estimate_contrast(study, c, CELLS, questions=QUESTIONS) for c in study.contrast_list
-    )
+    tables = []
+    for a, b in (("persona_cot", "garbage_cot"), ("garbage_cot", "persona_cot")):
+        contrast = {"hypothesis": "H1", "a": a, "b": b, "axes": ["source_loss"]}
+        study = small_study(contrasts=[contrast])
+        tables.append(estimate_contrast(study, *study.contrast_list, CELLS, questions=QUESTIONS))
+    one, other = tables
     assert one["estimate"].to_list() == [-x for x in other["estimate"]]
+    for a, b in zip(one.iter_rows(named=True), other.iter_rows(named=True), strict=True):
+        # Two ends, each with 5 Monte Carlo standard errors of 2.67 se / sqrt(B); then the lattice.
+        slack = 5 * 2**0.5 * 2.67 / 2000**0.5 * a["std_error"] + 2 / a["n_pairs"]
+        assert (a["ci_low"], a["ci_high"]) == pytest.approx(
+            (-b["ci_high"], -b["ci_low"]), abs=slack
+        )
 
 
 def test_missing_cells_are_named_and_nothing_is_estimated():
@@ -176,37 +182,6 @@ def test_only_the_contrast_s_own_cells_are_needed():
     own = {cell.key: CELLS[cell.key] for cell in STUDY.contrast_cells(PERSONA_SOURCE)}
     assert len(own) == 8
     assert estimate_contrast(STUDY, PERSONA_SOURCE, own, questions=QUESTIONS).height == 6
-
-
-@pytest.mark.parametrize(
-    ("damage", "says", "rows"),
-    [
-        (lambda f: f[1:], "missing", 1),
-        (lambda f: pl.concat([f, f[:2]]), "repeated", 2),
-        (
-            lambda f: pl.concat([f, f[:1].with_columns(persona=pl.lit("stranger"))]),
-            "not of this study's grid",
-            1,
-        ),
-        (
-            lambda f: pl.concat(
-                [f[1:], f[:1].with_columns(is_correct=None)], how="vertical_relaxed"
-            ),
-            "without is_correct",
-            1,
-        ),
-        (lambda f: f.filter(pl.col("question_id") != QUESTIONS[0]), "missing", 5),
-    ],
-)
-def test_faulty_rows_are_named(damage, says, rows):
-    frame = outcomes(STUDY, BANK, STUDY.cells[0], 0.5).filter(scaffold="persona_cot")
-    with pytest.raises(BadOutcomes, match=says) as caught:
-        correct_table(
-            STUDY, damage(frame), cell="a.b.1", scaffolds=("persona_cot",), questions=QUESTIONS
-        )
-    assert len(caught.value.rows) == rows
-    assert "a.b.1" in str(caught.value)
-    assert "/".join(caught.value.rows[0]) in str(caught.value)
 
 
 def test_family_is_holm_over_the_macro_rows_of_each_scheme():
@@ -239,6 +214,9 @@ def test_family_must_be_complete(kept):
     ]
     with pytest.raises(ValueError, match="absent"):
         multiplicity_table(STUDY, estimates[kept])
+    matched = estimate_exploratory(STUDY, CELLS | {"baseline": BASELINE}, questions=QUESTIONS)
+    with pytest.raises(ValueError, match=r"unregistered .*matched/contradicting"):
+        multiplicity_table(STUDY, [*estimates, matched.filter(kind="matched")])
     with pytest.raises(ValueError, match="repeated"):
         multiplicity_table(STUDY, [*estimates, estimates[0]])
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import scipy.stats
 
 from persona_assets.stats.bootstrap import BootstrapMean, bootstrap_mean
 from persona_assets.stats.equivalence import Equivalence, equivalence_test
@@ -39,6 +42,33 @@ def test_different_from_zero_and_equivalent_can_both_hold():
     result = bootstrap_mean(values, seed=1, number_id="both", n_resamples=5000)
     assert result.p_value < 0.001
     assert equivalence_test(result, 0.03, 0.05).equivalent
+
+
+@pytest.mark.parametrize(
+    ("mean", "verdicts"),
+    [
+        (-0.017, (True, True)),
+        (-0.024, (False, True)),
+        (-0.035, (False, True)),
+        (-0.045, (False,) * 2),
+    ],
+)
+def test_both_margins_agree_with_the_closed_form(mean, verdicts):
+    """Two z-tests: |mean| + z(1 − α) se < margin, at ±0.03 (α 0.05) and ±0.05 (α 0.005)."""
+    n = 3516
+    minus = round((0.04 - mean / 2) * n)
+    plus = minus + round(mean * n)
+    values = np.repeat([1, 0, -1], [plus, n - plus - minus, minus])
+    se = values.std() / math.sqrt(n)
+    result = bootstrap_mean(values, seed=1, number_id="tost", n_resamples=40_000)
+    for (margin, alpha), verdict in zip(((0.03, 0.05), (0.05, 0.005)), verdicts, strict=True):
+        test = equivalence_test(result, margin, alpha)
+        z = scipy.stats.norm.isf(alpha)
+        # Monte Carlo error of a 0.5 % quantile at this B: 5 standard errors are 0.12 se.
+        expected = (values.mean() - z * se, values.mean() + z * se)
+        assert (test.ci_low, test.ci_high) == pytest.approx(expected, abs=0.15 * se)
+        assert test.equivalent is verdict
+        assert verdict is bool(abs(values.mean()) + z * se < margin)
 
 
 @pytest.mark.parametrize(("margin", "alpha"), [(0, 0.05), (-1, 0.05), (0.1, 0), (0.1, 0.5)])
