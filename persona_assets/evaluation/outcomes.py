@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import polars as pl
@@ -131,6 +132,7 @@ def coverage_audit(
         threshold=f"exactly the {len(grid)} rows of the grid",
         remedy="Evaluate the cell again with the study's personas, scaffolds and question bank.",
         missing=_names(missing),
+        repeated=_names(sorted(row for row, n in Counter(rows).items() if n > 1)),
         unknown=_names(unknown),
     )
 
