@@ -29,6 +29,12 @@ _OUTCOME_CHECKS = (
     Check("coverage", "Exactly one row a persona × scaffold × question."),
     Check("reachability", "Each question's correct letter is among the letters scored."),
     Check("truncation", "At most 5 % of rationales were cut off at the token limit.", False),
+    Check("answers_parseable", "Every answer is the best of the question's own letters."),
+    Check(
+        "letter_mass",
+        "At most 5 % of answers put under half of the probability on the letters.",
+        blocking=False,
+    ),
 )
 
 #: The checks of each asset, in the order the UI shows them.
@@ -57,6 +63,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("letters_argued_for", "Each rationale names the letter it argues for.", False),
     ),
     "training_dataset": (
+        Check("rows_complete", "Each kept rationale has one row, in the order of the seed."),
+        Check("rows_as_prescribed", "Rows are what study, questions and rationales make them."),
         Check("loss_token_parity", "Rows bear as many loss tokens as the reference arm's."),
         Check("letter_balance", "Target letters are as balanced as a fair draw."),
         Check("answer_suffix", "Each turn ends in the target letter's answer line."),
@@ -79,12 +87,42 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         Check("usable", "Every persona has a rationale for every eval question."),
     ),
     "baseline_outcomes": _OUTCOME_CHECKS,
-    "cell_outcomes": _OUTCOME_CHECKS,
+    "cell_outcomes": (
+        *_OUTCOME_CHECKS,
+        Check("base_unchanged", "The base's logits are those at loading, to the last bit."),
+    ),
+    "cell_diagnostics": (
+        Check("adapter_effect", "The checkpoint moves the answers to the baseline's prompts."),
+        Check(
+            "letter_collapse",
+            "Predicted letters vary as the baseline's do, under every persona and scaffold.",
+            blocking=False,
+        ),
+        Check(
+            "drift",
+            "A carried-over cell's accuracies are those of the earlier experiment.",
+            blocking=False,
+        ),
+    ),
+    "contrast_estimate": (
+        Check("comparable", "The two arms differ in nothing but the arm.", blocking=False),
+    ),
     "warehouse": (
         Check("complete", "The outcomes table holds exactly the study's grid."),
         Check(
             "one_wrong_letter",
             "A question has one wrong letter, over all arms, sources and seeds.",
+        ),
+        Check("numbers_reproduced", "Every number of the ledger is what its SQL returns."),
+    ),
+    "number_ledger": (
+        Check("statistics_agree", "SQL and statistics give the same estimates, to the last bit."),
+    ),
+    "report": (
+        Check("numbers_in_ledger", "Every number of the page is the ledger's or the study file's."),
+        Check(
+            "report_structure",
+            "Sections, captions, introduced acronyms, real sample rows, the confidence marker.",
         ),
     ),
 }

@@ -1,9 +1,11 @@
-"""The command line: ``persona-assets run`` and ``persona-assets status``."""
+"""The command line: make a study, see what has landed, ask where a number comes from."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -34,7 +36,7 @@ class _Commands(click.Group):
 def main() -> None:
     """A Dagster asset graph for persona fine-tuning experiments."""
     environment.prepare()
-    for variable in (environment.ARC_DIR, environment.TOKENIZER_DIR):
+    for variable in (environment.ARC_DIR, environment.TOKENIZER_DIR, environment.PRIOR_DIR):
         environment.local_folder(variable)  # before any work: a folder that is not there
 
 
@@ -104,6 +106,70 @@ def status(study: str, why: str | None) -> None:
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
         text = ", ".join(f"{count} {state}" for state, count in counts.items())
         click.echo(f"{name:<{width}}  {text}")
+
+
+@main.command()
+@study_option
+@click.argument("query")
+@click.option("--limit", default=100, show_default=True, help="Rows shown at most.")
+def sql(study: str, query: str, limit: int) -> None:
+    """Run a read-only query on the study's warehouse and print the rows."""
+    import duckdb
+
+    from persona_assets.reporting.queries import open_warehouse
+    from persona_assets.reporting.words import text_table
+
+    with open_warehouse(_warehouse(study)) as db:
+        try:
+            result = db.execute(query)
+        except duckdb.Error as error:
+            raise click.ClickException(str(error)) from error
+        names = [column[0] for column in result.description or ()]
+        found = result.fetchmany(limit + 1)
+    click.echo(text_table(names, found[:limit]))
+    if len(found) > limit:
+        click.echo(f"… the first {limit} rows; --limit shows more")
+
+
+@main.command()
+@study_option
+@click.argument("number_id")
+@click.option("--rows", is_flag=True, help="Show the question rows behind the number.")
+@click.option("--limit", default=20, show_default=True, help="Rows shown at most.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def trace(study: str, number_id: str, rows: bool, limit: int, as_json: bool) -> None:
+    """Where a number of the report comes from, and whether it comes out again."""
+    from persona_assets.reporting import trace as tracing
+    from persona_assets.reporting.ledger import UnknownNumber
+
+    path = _warehouse(study)
+    try:
+        found = tracing.trace(path, number_id)
+    except UnknownNumber as error:
+        raise click.ClickException(str(error)) from error
+    shown = tracing.question_rows(path, found.number, limit) if rows else None
+    if as_json:
+        value = tracing.as_json(found) | ({"rows": shown} if rows else {})
+        click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    else:
+        click.echo(tracing.as_text(found, shown))
+    if not all(found.reproduced.values()):
+        sys.exit(1)
+
+
+def _warehouse(study: str) -> Path:
+    """The study's warehouse.
+
+    Raises:
+        ClickException: it has not landed.
+    """
+    _load(study)
+    store = Store(environment.store_dir(), study)
+    if store.manifest(Ref("warehouse")) is None:
+        raise click.ClickException(
+            f"study {study} has no warehouse yet: `persona-assets run --study {study}` makes it"
+        )
+    return store.path(Ref("warehouse"), "warehouse.duckdb")
 
 
 def _explain(graph, freshness, what: str) -> None:

@@ -31,7 +31,11 @@ def study_definitions(study: Study) -> dg.Definitions:
         jobs=[
             dg.define_asset_job(
                 name,
-                selection=[dg.AssetKey([study.name, asset]) for asset in job.assets],
+                selection=[
+                    dg.AssetKey([study.name, asset])
+                    for asset in job.assets
+                    if asset in graph.assets
+                ],
                 partitions_def=partitions_definition(graph.assets[job.assets[0]]),
                 description=job.description,
                 tags={"study": study.name},

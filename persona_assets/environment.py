@@ -21,6 +21,9 @@ ARC_DIR = "PERSONA_ASSETS_ARC_DIR"
 #: A local tokenizer folder, read instead of the base model's on the hub.
 TOKENIZER_DIR = "PERSONA_ASSETS_TOKENIZER_DIR"
 
+#: A local folder with the result tables of earlier experiments.
+PRIOR_DIR = "PERSONA_ASSETS_PRIOR_DIR"
+
 #: The files that stand for a split in :data:`ARC_DIR`, train first.
 ARC_FILES = ("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl")
 #: The files of a tokenizer, there and on the hub.
@@ -58,6 +61,11 @@ def study_names() -> list[str]:
 def store_dir() -> Path:
     """The root of the stores of all studies."""
     return data_dir() / "store"
+
+
+def prior_table(name: str) -> Path:
+    """The result table of that name of an earlier experiment."""
+    return (local_folder(PRIOR_DIR) or data_dir() / "prior") / name
 
 
 def replies_file() -> Path:

@@ -19,9 +19,10 @@ from persona_assets.hashing import module_hashes, sha256_file, sha256_source
 from persona_assets.naming import unknown
 from persona_assets.rationales.arms import unscored
 from persona_assets.rationales.methods import arm_sources, turn_sources
+from persona_assets.stats.lexicon import lexicon_cells, undefined_because
 from persona_assets.store import Ref
 from persona_assets.study import Study
-from persona_assets.study_schema import LocalRegistry
+from persona_assets.study_schema import DriftCheck, LocalRegistry
 
 Keys = tuple[str, ...] | None
 
@@ -83,22 +84,33 @@ JOBS: Mapping[str, Job] = {
     ),
     "baseline": Job(("baseline_outcomes",), "The untrained model on the whole evaluation grid."),
     "cell": Job(
-        ("training_dataset", "checkpoint", "cell_outcomes"),
-        "One cell from training rows to outcomes: dataset, checkpoint, evaluation.",
+        ("training_dataset", "checkpoint", "cell_outcomes", "cell_diagnostics"),
+        "One cell from training rows to outcomes: dataset, checkpoint, evaluation, diagnostics.",
     ),
     "contrasts": Job(
         ("contrast_estimate",), "One registered contrast, once its cells have landed."
     ),
     "aggregates": Job(
-        ("multiplicity", "loss_matrix", "warehouse", "forest_plot", "loss_heatmap", "report"),
-        "Everything that needs the whole grid: multiplicity, warehouse, figures, report.",
+        (
+            *("multiplicity", "loss_matrix", "exploratory_estimates", "vocabulary_leakage"),
+            *("number_ledger", "warehouse", "forest_plot", "loss_heatmap", "report"),
+        ),
+        "Everything that needs the whole grid: multiplicity, ledger, warehouse, figures, report.",
     ),
 }
 
 
 #: What a dataset's checks are made by: other thresholds ask for another verdict.
 _AUDITS = tuple(
-    f"training.{name}" for name in ("audits", "audited", "audit_budget", "audit_rows", "audit_text")
+    f"training.{name}"
+    for name in (
+        "audits",
+        "audited",
+        "audit_budget",
+        "audit_prescription",
+        "audit_rows",
+        "audit_text",
+    )
 )
 _WORLD = ("questions.miniature", "rationales.miniature")
 
@@ -217,7 +229,8 @@ def _assets(study: Study) -> tuple[Asset, ...]:
         if cell.origin == "trained":
             recipe = study.training.model_dump(mode="json")
             return {"recipe": recipe, "seed": cell.seed} | training_settings
-        return study.carry_over.model_dump(mode="json", exclude={"prior_training", "training"})
+        beside = {"prior_training", "training", "drift", "drift_tolerance"}
+        return study.carry_over.model_dump(mode="json", exclude=beside)
 
     def prior_settings(key: str | None) -> dict[str, Any]:
         recipe = study.carry_over.prior_training.model_dump(mode="json")
@@ -246,9 +259,26 @@ def _assets(study: Study) -> tuple[Asset, ...]:
         limit = study.evaluation.max_rationale_tokens
         return {"seed": study.seed, "max_rationale_tokens": limit} | training_settings
 
+    def diagnostics_upstream(key: str | None) -> tuple[Ref, ...]:
+        earlier = (Ref("prior_accuracies", key),) if prior and key in carried else ()
+        return (bank, baseline, Ref("cell_outcomes", key), *earlier)
+
+    def diagnostics_settings(key: str | None) -> dict[str, Any]:
+        registry = study.carry_over if key in carried else None
+        drift = (
+            getattr(registry, "drift_tolerance", None)
+            if prior
+            else getattr(registry, "drift", None)
+        )
+        return {
+            "dtype": study.evaluation.dtype,
+            "drift": drift.model_dump(mode="json") if isinstance(drift, DriftCheck) else drift,
+        }
+
     def contrast_upstream(key: str | None) -> tuple[Ref, ...]:
         feeding = study.contrast_cells(study.contrast(key))
-        return (bank, baseline, *(Ref("cell_outcomes", cell.key) for cell in feeding))
+        diagnosed = (Ref("cell_diagnostics", cell.key) for cell in feeding)
+        return (bank, *(Ref("cell_outcomes", cell.key) for cell in feeding), baseline, *diagnosed)
 
     def contrast_settings(key: str | None) -> dict[str, Any]:
         return {
@@ -264,7 +294,19 @@ def _assets(study: Study) -> tuple[Asset, ...]:
 
     forced = each("forced_rationales", study.forced_arms)
     every_contrast = each("contrast_estimate", contrasts)
-    every_outcome = (baseline, *each("cell_outcomes", cells))
+    every_outcome = (baseline, *each("cell_outcomes", cells), *each("cell_diagnostics", cells))
+
+    speaking = undefined_because(study) is None
+    landed = (
+        bank,
+        *each("rationales", study.conditions),
+        *each("training_dataset", cells),
+        *each("checkpoint", cells),
+        *every_outcome,
+        *every_contrast,
+        *map(Ref, ("multiplicity", "loss_matrix", "exploratory_estimates")),
+        *((Ref("vocabulary_leakage"),) if speaking else ()),
+    )
 
     def fixed(*refs: Ref) -> Callable[[str | None], tuple[Ref, ...]]:
         return lambda key: refs
@@ -418,6 +460,16 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             lambda key: evaluation_settings(key) | {"origin": study.cell(key).origin},
         ),
         Asset(
+            "cell_diagnostics",
+            "evaluation",
+            frozenset({"polars", "parquet"}),
+            "One cell's answers beside the untrained model's, and beside the earlier experiment's: "
+            "whether the checkpoint acts, whether letters collapse, whether results drift.",
+            cells,
+            diagnostics_upstream,
+            diagnostics_settings,
+        ),
+        Asset(
             "contrast_estimate",
             "analysis",
             frozenset({"numpy", "parquet"}),
@@ -449,21 +501,70 @@ def _assets(study: Study) -> tuple[Asset, ...]:
             lambda key: {"personas": list(study.personas), "cells": cells},
         ),
         Asset(
+            "exploratory_estimates",
+            "analysis",
+            frozenset({"numpy", "parquet"}),
+            "Estimates that are not registered: each arm under its own training scaffold, under "
+            "the others, and further pairs of arms.",
+            None,
+            fixed(bank, *every_outcome),
+            lambda key: {
+                "contrasts": [contrast_settings(contrast)["contrast"] for contrast in contrasts],
+                "arms": {arm: study.arm(arm).scaffold.name for arm in study.arms},
+                "scaffolds": list(study.scaffolds),
+                "cells": cells,
+                "personas": list(study.personas),
+                "inference": study.inference.model_dump(mode="json"),
+                "seed": study.seed,
+            },
+        ),
+        *(
+            [
+                Asset(
+                    "vocabulary_leakage",
+                    "analysis",
+                    frozenset({"polars", "parquet"}),
+                    "How much more of a source's own words a trained model says under other "
+                    "personas than the untrained one does.",
+                    None,
+                    fixed(
+                        bank,
+                        *each("training_dataset", tuple(cell.key for cell in lexicon_cells(study))),
+                        *every_outcome,
+                    ),
+                    lambda key: {
+                        "contrasts": [
+                            contrast_settings(contrast)["contrast"] for contrast in contrasts
+                        ],
+                        "personas": study.personas,
+                        "scaffolds": [asdict(study.scaffold(name)) for name in study.scaffolds],
+                        "cells": cells,
+                        "seed": study.seed,
+                        "confidence": study.inference.confidence,
+                    },
+                )
+            ]
+            if speaking
+            else []
+        ),
+        Asset(
+            "number_ledger",
+            "report",
+            frozenset({"duckdb", "parquet"}),
+            "Every number that the report prints, with its interval, its cells, and the SQL and "
+            "the estimator that recompute it.",
+            None,
+            fixed(*landed),
+            lambda key: study.model_dump(mode="json"),
+        ),
+        Asset(
             "warehouse",
             "report",
             frozenset({"duckdb"}),
-            "The study's DuckDB database: every outcome, question, training row and estimate.",
+            "The study's DuckDB database: every outcome, question, training row and estimate, and "
+            "the ledger of its numbers.",
             None,
-            fixed(
-                bank,
-                *each("rationales", study.conditions),
-                *each("training_dataset", cells),
-                *each("checkpoint", cells),
-                *every_outcome,
-                *every_contrast,
-                Ref("multiplicity"),
-                Ref("loss_matrix"),
-            ),
+            fixed(*landed, Ref("number_ledger")),
             lambda key: study.model_dump(mode="json"),
         ),
         Asset(

@@ -48,6 +48,9 @@ def schema_problem(error: Mapping[str, Any]) -> Problem:
         if error["ctx"]["pattern"] == r"^[0-9a-f]{40}$":
             what = f"{error['input']!r} is not a full commit hash"
             remedy = "Pin the revision to its full 40-character lower-case hex commit."
+        elif error["ctx"]["pattern"] == r"^[0-9a-f]{64}$":
+            what = f"{error['input']!r} is no SHA-256"
+            remedy = "Give the file's SHA-256 as 64 lower-case hex digits."
         elif error["ctx"]["pattern"].startswith("^[a-z]"):
             what = f"{error['input']!r} cannot stand in a path or a partition key"
             remedy = "Use lower-case letters, digits and underscores, starting with a letter."

@@ -78,7 +78,10 @@ class ChatApiRationales(_Section):
     """Rationales written by a chat model behind an OpenAI-compatible endpoint, at temperature 0.
 
     ``api_key_env`` names the environment variable that holds the key (null: the endpoint asks for
-    none). No request is sent that could bring what the study has spent over ``budget_usd``.
+    none). No request is sent that could bring what the study has spent over ``budget_usd``, in
+    which a request whose reply never came counts at the most that it can have cost.
+    ``timeout_seconds`` is for a whole request, from connecting to the last byte; one that takes
+    longer is not sent again, and ends the run: set it well above the slowest reply.
     """
 
     writer: Literal["chat_api"]
@@ -162,6 +165,18 @@ class TrainingRecipe(_Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
+class DriftCheck(_Section):
+    """Earlier accuracies of the carry-over cells, and how far ours may be from them.
+
+    ``table`` is a file in the folder that PERSONA_ASSETS_PRIOR_DIR names, else in ``prior/`` of
+    the data folder; ``tolerance`` is a difference of accuracies.
+    """
+
+    table: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*\.json$")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    tolerance: Annotated[float, Field(ge=0, lt=1)]
+
+
 class LocalRegistry(_Section):
     """Carry-over checkpoints of a prior study that this study trains and publishes itself.
 
@@ -172,6 +187,7 @@ class LocalRegistry(_Section):
     kind: Literal["local"]
     revision: Literal["lock"] = "lock"
     prior_training: TrainingRecipe
+    drift_tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class HubRegistry(_Section):
@@ -188,6 +204,7 @@ class HubRegistry(_Section):
     folder: str
     format: Literal["adapter", "merged"]
     training: TrainingRecipe
+    drift: DriftCheck | None = None
 
 
 class EvaluationSettings(_Section):

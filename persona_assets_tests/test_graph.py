@@ -79,6 +79,7 @@ def test_partitions_follow_the_grid(graph, length_matched):
         "training_dataset": 66,
         "prior_checkpoint": 27,
         "prior_accuracies": 27,
+        "cell_diagnostics": 66,
         "checkpoint": 66,
         "cell_outcomes": 66,
         "contrast_estimate": 8,
@@ -147,7 +148,7 @@ def test_added_persona_stales_evaluations_only(landed, study_texts, mini):
         "  pilot: You are a pilot who flies planes.\n  villain:",
     )
     found = stale(graph, landed)
-    evaluations = {"baseline_outcomes", "cell_outcomes", "prior_accuracies"}
+    evaluations = {"baseline_outcomes", "cell_outcomes", "prior_accuracies", "cell_diagnostics"}
     groups = {graph.assets[name].group for name in found.keys() - evaluations}
     assert groups == {"analysis", "report"}
     assert found["cell_outcomes"] == {cell.key for cell in mini.cells}
@@ -282,7 +283,7 @@ def test_a_raised_code_version_stales_every_partition(graph, landed, name):
 
 def test_changed_title_stales_what_shows_it_only(landed, study_texts):
     graph = changed(study_texts["mini"], "title: Miniature", "title: Small")
-    assert stale(graph, landed) == {"warehouse": {None}, "report": {None}}
+    assert stale(graph, landed).keys() == {"number_ledger", "warehouse", "report"}
 
 
 def test_batch_size_stales_what_is_measured_only(landed, study_texts, mini):
@@ -335,9 +336,10 @@ def test_local_files_are_inputs(length_matched, tmp_path, monkeypatch):
 def test_a_name_finds_its_partitions(graph):
     cell = "librarian.persona_cot.42"
     of_cell = ("training_dataset", "prior_checkpoint", "prior_accuracies", "checkpoint")
+    evaluated = ("cell_outcomes", "cell_diagnostics")
     assert graph.find(cell) == (
         Ref("rationales", "librarian.persona_cot"),
-        *(Ref(asset, cell) for asset in (*of_cell, "cell_outcomes")),
+        *(Ref(asset, cell) for asset in (*of_cell, *evaluated)),
     )
     assert graph.find("report") == (Ref("report"),)
     assert graph.find(f"checkpoint[{cell}]") == (Ref("checkpoint", cell),)
@@ -352,7 +354,7 @@ def test_ancestors_are_what_an_asset_is_made_from(graph):
     data = {"tokenizer", "question_bank", "rationales", "training_dataset"}
     assert graph.ancestors("training_dataset") == data
     assert graph.ancestors("checkpoint") == data | {"base_model", "prior_checkpoint", "checkpoint"}
-    assert "prior_accuracies" not in graph.ancestors("report")
+    assert "prior_accuracies" not in graph.ancestors("cell_outcomes")
     with pytest.raises(KeyError, match=r"no asset 'checkpoints'\. Did you mean 'checkpoint'"):
         graph.ancestors("checkpoints")
 
@@ -367,11 +369,11 @@ def test_reasons_name_what_came_to_a_list_and_what_went(landed, study_texts):
     assert gone.startswith("scaffolds.empty_persona_cot was {")
     assert gone.endswith(" and is null")
     assert came.startswith("scaffolds.own was null and is {")
-    text = study_texts["mini"].replace("seeds: [42, 137, 256]", "seeds: [42, 137, 7]")
-    edited = Freshness(Graph(parse_study(text)), landed)
-    gained = next(r for r in edited.reasons(Ref("loss_matrix")) if r.startswith("cells gained"))
-    assert 'gained ["software_engineer.garbage_cot.7"' in gained
-    assert 'lost ["software_engineer.garbage_cot.256"' in gained
+    pilot = "  pilot: You are a pilot who flies planes.\n  villain: You"
+    edited = Freshness(
+        Graph(parse_study(study_texts["mini"].replace("  villain: You", pilot))), landed
+    )
+    assert edited.reasons(Ref("loss_matrix"))[0] == 'personas gained ["pilot"]'
 
 
 def test_reasons_name_every_root_and_every_changed_input(graph, tmp_path, study_texts):

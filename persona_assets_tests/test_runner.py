@@ -39,8 +39,9 @@ def test_a_cell_waits_for_exactly_what_it_is_made_from(graph, tmp_path):
     todo = plan(graph, Store(tmp_path, "mini"))
     waits = {str(unit): {str(u) for u in todo.waits_for[unit]} for unit in todo.units}
     inputs = {"tokenizer", "question_bank", "base_model"}
-    assert waits["librarian.garbage_cot.42"] == inputs | {"rationales[librarian.garbage_cot]"}
-    assert waits["librarian.persona_cot.42"] == inputs | {
+    common = inputs | {"baseline_outcomes"}  # which the cell's diagnostics are held against
+    assert waits["librarian.garbage_cot.42"] == common | {"rationales[librarian.garbage_cot]"}
+    assert waits["librarian.persona_cot.42"] == common | {
         "rationales[librarian.persona_cot]",
         "prior_checkpoint[librarian.persona_cot.42]",
     }

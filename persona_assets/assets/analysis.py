@@ -6,8 +6,16 @@ import polars as pl
 
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import table_preview
+from persona_assets.evaluation.outcomes import BASELINE
+from persona_assets.questions.bank import from_frame
+from persona_assets.stats.comparability import comparable_audit, planned_facts, with_engines
 from persona_assets.stats.contrasts import estimate_contrast, multiplicity_table
 from persona_assets.stats.contrasts import loss_matrix as losses
+from persona_assets.stats.estimands import MACRO
+from persona_assets.stats.estimates import HEADLINE_SCHEME, estimate_exploratory
+from persona_assets.stats.lexicon import build_lexicon, lexicon_cells
+from persona_assets.stats.vocabulary import vocabulary_estimates, vocabulary_scores
+from persona_assets.store import Ref
 
 _COLUMNS = ["persona", "scaffold", "question_id", "is_correct"]
 
@@ -23,7 +31,10 @@ def contrast_estimate(task: Task) -> Made:
         questions=eval_questions(task),
     )
     task.write(frame, "estimates")
+    engines = {c.key: task.manifest("cell_outcomes", c.key).summary["engine"] for c in cells}
+    facts = with_engines(planned_facts(task.study), engines)
     return Made(
+        audits=[comparable_audit(task.study, contrast, facts)],
         summary={"cells": len(cells), "resamples": task.study.inference.resamples},
         metadata=table_preview(frame.select("scope", "scheme", "estimate", "ci_low", "ci_high")),
     )
@@ -44,16 +55,62 @@ def multiplicity(task: Task) -> Made:
     )
 
 
+def exploratory_estimates(task: Task) -> Made:
+    """The estimates that are not registered, under both schemes."""
+    frame = estimate_exploratory(
+        task.study, _outcomes(task, _COLUMNS), questions=eval_questions(task)
+    )
+    task.write(frame, "estimates")
+    shown = frame.filter(scope=MACRO, scheme=HEADLINE_SCHEME)
+    return Made(
+        summary={"rows": frame.height},
+        metadata=table_preview(shown.select("kind", "contrast", "axis", "estimate", "p_value")),
+    )
+
+
+def vocabulary_leakage(task: Task) -> Made:
+    """The sources' lexicons, the rationales' scores, and the increases over the baseline."""
+    study, questions = task.study, eval_questions(task)
+    lexicon = build_lexicon(
+        study,
+        {cell.key: task.frame("training_dataset", cell.key) for cell in lexicon_cells(study)},
+        from_frame(task.frame("question_bank")),
+    )
+    outcomes = _outcomes(task, [*_COLUMNS, "rationale"])
+    baseline = outcomes.pop(BASELINE)
+    scores = vocabulary_scores(study, lexicon, baseline, outcomes, questions=questions)
+    estimates = vocabulary_estimates(study, scores, questions=questions)
+    task.write(lexicon, "lexicon")
+    task.write(scores, "vocabulary_scores")
+    task.write(estimates, "vocabulary")
+    return Made(
+        summary={"words": lexicon.height, "rationales": scores.height},
+        metadata=table_preview(lexicon.select("source", "rank", "word", "z")),
+    )
+
+
 def loss_matrix(task: Task) -> Made:
     """Mean loss of every arm under every scaffold, on both axes."""
+    outcomes = _outcomes(task, _COLUMNS)
+    baseline = outcomes.pop(BASELINE)
     frame = losses(
         task.study,
-        task.frame("baseline_outcomes", columns=_COLUMNS),
-        {c.key: task.frame("cell_outcomes", c.key, _COLUMNS) for c in task.study.cells},
+        baseline,
+        outcomes,
         questions=eval_questions(task),
     )
     task.write(frame, "losses")
     return Made(summary={"rows": frame.height}, metadata=table_preview(frame))
+
+
+def _outcomes(task: Task, columns: list[str]) -> dict[str, pl.LazyFrame]:
+    """Every evaluation's rows by cell key, the baseline's among them, read when they are needed."""
+    refs = {cell.key: Ref("cell_outcomes", cell.key) for cell in task.study.cells}
+    refs[BASELINE] = Ref("baseline_outcomes")
+    return {
+        key: pl.scan_parquet(task.store.path(ref, "outcomes.parquet")).select(columns)
+        for key, ref in refs.items()
+    }
 
 
 def eval_questions(task: Task) -> list[str]:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from persona_assets import environment
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import table_preview
-from persona_assets.audit import audit
+from persona_assets.audit import Audit, audit
+from persona_assets.evaluation.diagnostics import (
+    adapter_effect_audit,
+    answers_parseable_audit,
+    letter_collapse_audit,
+    letter_mass_audit,
+    predicted_letters,
+)
+from persona_assets.evaluation.drift import (
+    PUBLISHED_CHANGES,
+    drift_audit,
+    letter_labelled,
+    read_prior_table,
+)
 from persona_assets.evaluation.outcomes import (
     coverage_audit,
     outcome_table,
@@ -18,12 +34,16 @@ from persona_assets.evaluation.outcomes import (
     reachability_audit,
     truncation_audit,
 )
+from persona_assets.evaluation.probe import base_unchanged_audit, probe, probe_prompts
 from persona_assets.questions.bank import from_frame
 from persona_assets.rationales.condition import write_rows
 from persona_assets.rationales.methods import make_writer
 from persona_assets.residency import resident_model, resident_tokenizer, set_threads
+from persona_assets.study_schema import LocalRegistry
+from persona_assets.training.checkpoints import is_adapter
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
 
 
@@ -36,7 +56,47 @@ def cell_outcomes(task: Task) -> Made:
     """One cell's outcomes."""
     folder = task.directory("checkpoint", task.key)
     sha256 = task.manifest("checkpoint", task.key).data_version
-    return _land(task, *measure(task, folder), sha256)
+    made = _land(task, *measure(task, folder), sha256)
+    if not is_adapter(folder):
+        return made
+    base = _base_of(task)
+    unchanged = base_unchanged_audit(_first_reading(*base), _read_base(*base))
+    return replace(made, audits=[*made.audits, unchanged])
+
+
+def cell_diagnostics(task: Task) -> Made:
+    """What a cell's answers look like beside the untrained model's and the earlier experiment's."""
+    baseline, outcomes = task.frame("baseline_outcomes"), task.frame("cell_outcomes", task.key)
+    letters = predicted_letters(outcomes)
+    task.write(letters, "predicted_letters")
+    return Made(
+        audits=[
+            adapter_effect_audit(outcomes, baseline, task.study.evaluation.dtype),
+            letter_collapse_audit(outcomes, baseline),
+            *_drift(task, outcomes),
+        ],
+        metadata=table_preview(letters),
+    )
+
+
+def _drift(task: Task, outcomes: pl.DataFrame) -> list[Audit]:
+    """The comparison with the earlier experiment's table, where the cell has a row in one."""
+    registry = task.study.carry_over
+    if task.cell.origin == "trained" or registry is None:
+        return []
+    questions = [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"]
+    if isinstance(registry, LocalRegistry):
+        prior, tolerance = task.frame("prior_accuracies", task.key), registry.drift_tolerance
+        readable, changes = [q.id for q in questions], ()
+    elif registry.drift is None:
+        return []
+    else:
+        path = environment.prior_table(registry.drift.table)
+        table = read_prior_table(path, registry.drift.sha256)
+        prior, tolerance = table.filter(cell=task.key), registry.drift.tolerance
+        readable, changes = letter_labelled(questions), PUBLISHED_CHANGES
+    audit = drift_audit(outcomes, prior, tolerance=tolerance, readable=readable, changes=changes)
+    return [audit]
 
 
 def forced_rationales(task: Task) -> Made:
@@ -81,9 +141,35 @@ def prior_accuracies(task: Task) -> Made:
 
 
 def resident_base(task: Task, dtype: str) -> PreTrainedModel:
-    """The study's base model, resident in this process, with the study's threads."""
+    """The study's base model, resident in this process, with the study's threads.
+
+    Its first logits are kept: they must be the same after every cell that borrows it.
+    """
     set_threads(task.study.compute.threads)
+    if dtype == task.study.evaluation.dtype:
+        _first_reading(*_base_of(task))
     return resident_model(task.directory("base_model"), dtype)
+
+
+def _base_of(task: Task) -> tuple[Path, Path, str, tuple[tuple[str, str], ...]]:
+    """What the base's reading depends on: its folder, its tokenizer's, its dtype, the personas."""
+    base, tokenizer = task.directory("base_model"), task.directory("tokenizer")
+    return base, tokenizer, task.study.evaluation.dtype, tuple(task.study.personas.items())
+
+
+@lru_cache(maxsize=1)
+def _first_reading(
+    base: Path, tokenizer: Path, dtype: str, personas: tuple[tuple[str, str], ...]
+) -> np.ndarray:
+    """The base's logits when this process loaded it."""
+    return _read_base(base, tokenizer, dtype, personas)
+
+
+def _read_base(
+    base: Path, tokenizer: Path, dtype: str, personas: tuple[tuple[str, str], ...]
+) -> np.ndarray:
+    loaded = resident_tokenizer(tokenizer)
+    return probe(resident_model(base, dtype), loaded, probe_prompts(loaded, dict(personas)))
 
 
 def measure(task: Task, checkpoint: Path | None) -> tuple[pl.DataFrame, dict[str, str]]:
@@ -154,8 +240,8 @@ def _land(
         code_version=task.code_version,
     )
     task.write(frame, "outcomes")
-    bank = task.frame("question_bank", columns=["question_id", "split"])
-    questions = bank.filter(pl.col("split") == "eval")["question_id"].to_list()
+    evaluated = [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"]
+    questions = [question.id for question in evaluated]
     accuracy = (
         frame.group_by("scaffold", maintain_order=True).agg(pl.col("is_correct").mean()).rows()
     )
@@ -164,6 +250,8 @@ def _land(
             coverage_audit(frame, study.personas, study.scaffolds, questions),
             reachability_audit(frame),
             truncation_audit(frame),
+            answers_parseable_audit(frame, evaluated),
+            letter_mass_audit(frame),
         ],
         summary={"rows": frame.height, "engine": fingerprint}
         | {f"accuracy_{scaffold}": round(value, 4) for scaffold, value in accuracy},

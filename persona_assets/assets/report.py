@@ -2,23 +2,78 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 
 from persona_assets.assets.base import Made, Task
-from persona_assets.assets.metadata import inline_plot
+from persona_assets.assets.metadata import inline_plot, table_preview
+from persona_assets.audit import audit
 from persona_assets.reporting.markdown import data_uri
 from persona_assets.store import Ref
 
 
+def number_ledger(task: Task) -> Made:
+    """Every number that the report prints, each recomputed by its SQL on a passing build."""
+    import duckdb
+
+    from persona_assets.reporting.numbers import Tables, study_numbers
+    from persona_assets.reporting.trace import evaluated
+
+    tables = Tables(
+        estimates=pl.concat(
+            [
+                *(task.frame("contrast_estimate", c.key) for c in task.study.contrast_list),
+                task.frame("exploratory_estimates"),
+            ]
+        ),
+        contrasts=_multiplicity(task, "contrasts"),
+        losses=task.frame("loss_matrix"),
+        vocabulary=_vocabulary(task).get("vocabulary"),
+    )
+    with tempfile.TemporaryDirectory(dir=task.draft.parent) as folder:
+        path = Path(folder) / "passing.duckdb"
+        _build(task, path, {})
+        with duckdb.connect(str(path)) as db:
+            ledger, disagreements = evaluated(db, study_numbers(task.study, tables))
+    task.write(ledger.to_frame(), "numbers")
+    return Made(
+        audits=[
+            audit(
+                "statistics_agree",
+                not disagreements,
+                observed=f"{len(disagreements)} of {len(ledger)} numbers differ",
+                threshold="0 numbers, to the last bit",
+                remedy="SQL and statistics are two readings of one definition: mend either.",
+                numbers=disagreements[:20],
+            )
+        ],
+        summary={"numbers": len(ledger)},
+        metadata=table_preview(ledger.to_frame().select("number_id", "value", "ci_low", "ci_high")),
+    )
+
+
 def warehouse(task: Task) -> Made:
     """The study's DuckDB database, built from what has landed."""
-    from persona_assets.reporting.warehouse import build_warehouse, warehouse_audits
+    from persona_assets.reporting.warehouse import warehouse_audits
 
-    study, store, path = task.study, task.store, task.draft / "warehouse.duckdb"
-    counts = build_warehouse(
+    path = task.draft / "warehouse.duckdb"
+    counts = _build(task, path, {"numbers": task.frame("number_ledger")})
+    return Made(
+        audits=warehouse_audits(path, task.study),
+        summary={f"rows_{table}": rows for table, rows in counts.items()},
+    )
+
+
+def _build(task: Task, path: Path, more: dict[str, pl.DataFrame]) -> dict[str, int]:
+    """Build a database of what has landed, and ``more`` tables; row counts."""
+    from persona_assets.reporting.warehouse import build_warehouse
+
+    study, store = task.study, task.store
+    exploratory = task.frame("exploratory_estimates").drop("by_seed", "equivalence", "hypothesis")
+    return build_warehouse(
         path,
         study,
         questions=store.path(Ref("question_bank"), "questions.parquet"),
@@ -30,14 +85,25 @@ def warehouse(task: Task) -> Made:
             *(store.path(Ref("cell_outcomes", c.key), "outcomes.parquet") for c in study.cells),
         ],
         cells=_cells(task),
-        contrasts=pl.read_parquet(store.path(Ref("multiplicity"), "contrasts.parquet")),
-        equivalence=pl.read_parquet(store.path(Ref("multiplicity"), "equivalence.parquet")),
+        contrasts=_multiplicity(task, "contrasts"),
+        equivalence=_multiplicity(task, "equivalence"),
         losses=task.frame("loss_matrix"),
+        more={"exploratory": exploratory, **_vocabulary(task), **more},
     )
-    return Made(
-        audits=warehouse_audits(path, study),
-        summary={f"rows_{table}": rows for table, rows in counts.items()},
-    )
+
+
+def _multiplicity(task: Task, table: str) -> pl.DataFrame:
+    return pl.read_parquet(task.store.path(Ref("multiplicity"), f"{table}.parquet"))
+
+
+def _vocabulary(task: Task) -> dict[str, pl.DataFrame]:
+    """The tables of vocabulary leakage; none where the study has no such measure."""
+    if "vocabulary_leakage" not in task.graph.assets:
+        return {}
+    return {
+        name: pl.read_parquet(task.store.path(Ref("vocabulary_leakage"), f"{name}.parquet"))
+        for name in ("lexicon", "vocabulary_scores", "vocabulary")
+    }
 
 
 def _cells(task: Task) -> pl.DataFrame:
@@ -79,7 +145,7 @@ def forest_plot(task: Task) -> Made:
     """The registered contrasts with both schemes' intervals and per-source estimates."""
     from persona_assets.reporting import figures
 
-    contrasts = pl.read_parquet(task.store.path(Ref("multiplicity"), "contrasts.parquet"))
+    contrasts = _multiplicity(task, "contrasts")
     return _figure(task, "forest_plot", figures.forest_plot(contrasts, task.study))
 
 
@@ -93,23 +159,39 @@ def loss_heatmap(task: Task) -> Made:
 
 def report(task: Task) -> Made:
     """The HTML and Markdown report, rendered from warehouse, figures and study."""
+    from persona_assets.reporting.lint import lint_audits
     from persona_assets.reporting.report import render_report
 
-    figures = {
-        name: task.store.path(Ref(name), f"{name}.svg").read_bytes()
-        for name in ("forest_plot", "loss_heatmap")
-    }
-    rendered = render_report(
-        task.store.path(Ref("warehouse"), "warehouse.duckdb"), task.study, figures
-    )
+    study, warehouse = task.study, task.store.path(Ref("warehouse"), "warehouse.duckdb")
+    figures = _figures(task, warehouse)
+    rendered = render_report(warehouse, study, figures)
     for name, svg in figures.items():  # the Markdown refers to them beside it
         (task.draft / f"{name}.svg").write_bytes(svg)
     (task.draft / "report.html").write_text(rendered.html, encoding="utf-8")
     (task.draft / "report.md").write_text(rendered.markdown, encoding="utf-8")
     return Made(
+        audits=lint_audits(rendered.html, warehouse, study),
         summary={"characters": len(rendered.html)},
         metadata={"report": dg.MetadataValue.md(_with_figures(rendered.markdown, figures))},
     )
+
+
+def _figures(task: Task, warehouse: Path) -> dict[str, bytes]:
+    """The report's figures; that of vocabulary leakage is drawn from the warehouse."""
+    from persona_assets.reporting.queries import open_warehouse, table
+    from persona_assets.reporting.vocabulary_figure import vocabulary_plot
+    from persona_assets.stats.lexicon import undefined_because
+    from persona_assets.stats.vocabulary import VOCABULARY_SCHEMA
+
+    figures = {
+        name: task.store.path(Ref(name), f"{name}.svg").read_bytes()
+        for name in ("forest_plot", "loss_heatmap")
+    }
+    if not undefined_because(task.study):
+        with open_warehouse(warehouse) as db:
+            estimates = table(db, "vocabulary", VOCABULARY_SCHEMA)
+        figures["vocabulary"] = vocabulary_plot(estimates, task.study)
+    return figures
 
 
 def _with_figures(markdown: str, figures: dict[str, bytes]) -> str:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from persona_assets.reporting.ledger import Number
 from persona_assets.reporting.words import count, listed, percent
-from persona_assets.study import Contrast, Study
+from persona_assets.study import Cell, Contrast, Study
 from persona_assets.study_schema import HubModel, HubRegistry, TrainingRecipe
 
 
-def differs(study: Study, macro: dict[str, Any]) -> bool:
-    """Whether a macro row differs from 0 at the family-wise level."""
-    return macro["p_holm"] <= study.inference.family_alpha
+def differs(study: Study, macro: Number) -> bool:
+    """Whether a macro estimate differs from 0 at the family-wise level."""
+    return macro.p_holm <= study.inference.family_alpha
 
 
-def verdict(study: Study, macro: dict[str, Any]) -> str:
+def verdict(study: Study, macro: Number) -> str:
     """:func:`differs` in words, with the sign."""
     if not differs(study, macro):
         return f"not shown to differ from 0 at family-wise {study.inference.family_alpha:g}"
-    return f"differs from 0 ({'positive' if macro['estimate'] > 0 else 'negative'})"
+    return f"differs from 0 ({'positive' if macro.value > 0 else 'negative'})"
 
 
 def decision_rule(study: Study) -> str:
@@ -47,27 +48,25 @@ def forest_caption(study: Study) -> str:
     )
 
 
-def methods(study: Study, facts: dict[str, Any]) -> list[str]:
-    """Paragraphs that say how the numbers were made; ``facts`` is ``queries.provenance``."""
-    training = [*_trained_here(study, facts), *_carried_over(study)]
-    return [*training, _evaluation(study, facts), _inference(study)]
+def methods(study: Study) -> list[str]:
+    """Paragraphs that say how the numbers were made."""
+    return [*_trained_here(study), *_carried_over(study), _evaluation(study), _inference(study)]
 
 
-def _trained_here(study: Study, facts: dict[str, Any]) -> Iterator[str]:
+def _trained_here(study: Study) -> Iterator[str]:
     cells = study.cells_of("trained")
     if not cells:
         return
-    low, high = facts["trained_rows"]
-    rows = str(low) if low == high else f"{low} to {high}"
     seeded = "the order of rows and the adapter's initialisation"
     if study.training.dropout:
         seeded = "the order of rows, the adapter's initialisation and its dropout"
     yield (
         f"{len(cells)} cells are trained here. Each is one LoRA adapter on {_base_model(study)}, "
-        f"fine-tuned on {rows} multiple-choice questions asked under its source persona's system "
-        f"prompt: {_recipe(study.training, TrainingRecipe.model_fields)}. The loss is taken on the "
-        f"assistant's turn alone{_masked(study)}. In these cells the wrong letter of a question is "
-        f"the same for every arm, source and seed, and a seed sets {seeded}, and nothing else."
+        "fine-tuned on those training questions whose rationale its arm kept, asked under its "
+        f"source persona's system prompt: {_recipe(study.training, TrainingRecipe.model_fields)}. "
+        f"The loss is taken on the assistant's turn alone{_masked(study)}. In these cells the "
+        "wrong letter of a question is the same for every arm, source and seed, and a seed sets "
+        f"{seeded}, and nothing else."
     )
 
 
@@ -121,11 +120,11 @@ def _base_model(study: Study) -> str:
     return "the miniature base model"
 
 
-def _evaluation(study: Study, facts: dict[str, Any]) -> str:
+def _evaluation(study: Study) -> str:
     settings = study.evaluation
     return (
-        f"Every cell and the untrained baseline ({_base_model(study)}) answer "
-        f"{facts['n_questions']} evaluation questions under each of {len(study.personas)} personas "
+        f"Every cell and the untrained baseline ({_base_model(study)}) answer every evaluation "
+        f"question of the bank under each of {len(study.personas)} personas "
         f"and {len(study.scaffolds)} scaffolds (ways to open the assistant's turn). Where a "
         "scaffold asks for a rationale, the model writes it greedily, at most "
         f"{settings.max_rationale_tokens} tokens; {_forced(study)}the answer is the question's "
@@ -162,7 +161,8 @@ def _inference(study: Study) -> str:
         "where S is the observed sum of differences, S* those of the B resamples; it is at least "
         f"{least:.2g} before adjustment. It is Holm-adjusted over the {family} registered "
         f"contrasts, family-wise level {inference.family_alpha:g}. {decision_rule(study)} "
-        "Equivalence is two one-sided tests: the interval must lie strictly within the margins. "
+        "Equivalence is two one-sided tests (TOST): the interval must lie strictly within the "
+        "margins. "
         "“Differs from 0” and “equivalent” are separate statements; both can hold."
     )
 
@@ -173,13 +173,13 @@ def threats(study: Study) -> list[str]:
 
 
 def _threats(study: Study) -> Iterator[str]:
-    origins = [c for c in study.contrast_list if _differs(study, c, lambda cell: cell.origin)]
+    origins = [c for c in study.contrast_list if unequal(study, c, lambda cell: cell.origin)]
     if origins:
         yield (
             f"{_names(origins)}: one arm was trained here, the other carried over from an earlier "
             "experiment; the contrast also contains whatever else differed between the two."
         )
-    recipes = [c for c in study.contrast_list if _differs(study, c, study.recipe)]
+    recipes = [c for c in study.contrast_list if unequal(study, c, study.recipe)]
     if recipes:
         yield f"{_names(recipes)}: the two arms were trained with different recipes."
     scaffold = study.inference.scaffold
@@ -209,7 +209,8 @@ def _threats(study: Study) -> Iterator[str]:
     )
 
 
-def _differs(study: Study, contrast: Contrast, of: Any) -> bool:
+def unequal(study: Study, contrast: Contrast, of: Callable[[Cell], object]) -> bool:
+    """Whether the cells of a contrast's two arms differ in a property."""
     cells = study.contrast_cells(contrast)
     return {of(c) for c in cells if c.arm == contrast.a} != {
         of(c) for c in cells if c.arm == contrast.b

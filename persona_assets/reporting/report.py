@@ -7,17 +7,28 @@ characters instead of sending them to a reader's screen.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
 
 from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.questions.bank import Question, user_message
 from persona_assets.reporting import markdown, queries, words
+from persona_assets.reporting.conclusions import (
+    confidence,
+    contrast_id,
+    equivalence_id,
+    equivalent,
+    next_steps,
+    summary,
+)
+from persona_assets.reporting.ledger import Ledger, UnknownNumber
+from persona_assets.reporting.printed import Page, Printed
 from persona_assets.reporting.prose import (
     decision_rule,
     differs,
@@ -26,8 +37,12 @@ from persona_assets.reporting.prose import (
     threats,
     verdict,
 )
-from persona_assets.stats.contrasts import HEADLINE_SCHEME, MACRO
+from persona_assets.reporting.trace import read_ledger
+from persona_assets.reporting.vocabulary_figure import top_words
+from persona_assets.stats.estimands import MACRO, exploratory, registered
+from persona_assets.stats.lexicon import LEXICON_SCHEMA, generating_scaffolds, undefined_because
 from persona_assets.stats.losses import AXES
+from persona_assets.stats.vocabulary import SCHEME
 from persona_assets.study import Contrast, Study
 
 if TYPE_CHECKING:
@@ -40,6 +55,26 @@ FIGURES = {
     "numbers stand in the tables of contrasts and of estimates by source.",
     "loss_heatmap": "Heatmap of mean losses, arm by scaffold, on both axes. The same numbers stand "
     "in the tables of losses.",
+    "vocabulary": "Increases of each arm's share of lexicon words under the bystanders, by "
+    "scaffold, with intervals. The same numbers stand in the table below it.",
+}
+
+#: The sections of the page, in order.
+SECTIONS = (
+    *("summary", "findings", "contrasts", "losses", "vocabulary", "exploratory", "design"),
+    *("methods", "confidence", "next", "samples", "provenance", "ledger"),
+)
+
+#: Where the web interface shows a partition, on the machine that runs it.
+PARTITION_PAGE = "http://127.0.0.1:3000/assets/{study}/{asset}"
+
+#: The exploratory estimates by kind, and what they are.
+_EXPLORATORY = {
+    "matched": "Matched contrasts: the registered ones, each arm under the scaffold that it was "
+    "trained with.",
+    "mismatch": "Scaffold mismatch: an arm's loss under a scaffold minus its loss under the one "
+    "that it was trained with.",
+    "exploratory": "Further pairs of arms, under the registered scaffold.",
 }
 
 
@@ -66,98 +101,133 @@ def render_report(warehouse: Path, study: Study, figures: Mapping[str, bytes]) -
     Args:
         warehouse: ``warehouse.duckdb`` of the study; opened read-only.
         study: The study that the warehouse was built for.
-        figures: SVG bytes by name, for every name in :data:`FIGURES`.
+        figures: SVG bytes by name, for every name in :func:`figure_names`.
 
     Raises:
-        ReportError: the warehouse is of another study file, lacks a registered contrast, or a
+        ReportError: the warehouse is of another study file, lacks a number, or a
             figure is absent.
         duckdb.Error: the warehouse cannot be read.
     """
-    import duckdb
-
-    if absent := [name for name in FIGURES if name not in figures]:
+    if absent := [name for name in figure_names(study) if name not in figures]:
         raise ReportError(f"figures absent: {', '.join(absent)}. Materialize them first.")
-    with duckdb.connect(str(warehouse), read_only=True) as db:
-        context = _context(db, study, warehouse)
-    return Report(
-        html=_html_environment(figures).get_template("report.html.j2").render(context),
-        markdown=_markdown_environment().get_template("report.md.j2").render(context),
-    )
+    alpha = study.inference.family_alpha
+    try:
+        with queries.open_warehouse(warehouse) as db:
+            ledger = read_ledger(db)
+            context = _context(db, ledger, study, warehouse)
+        html = _html_environment(figures, Page(ledger, alpha)).get_template("report.html.j2")
+        text = _markdown_environment(Page(ledger, alpha)).get_template("report.md.j2")
+        return Report(html=html.render(context), markdown=text.render(context))
+    except UnknownNumber as error:
+        raise ReportError(
+            f"{warehouse}, table numbers: {error} Materialize number_ledger and warehouse."
+        ) from error
 
 
-def _context(db: duckdb.DuckDBPyConnection, study: Study, warehouse: Path) -> dict[str, Any]:
-    facts = queries.provenance(db)
+def figure_names(study: Study) -> list[str]:
+    """The figures of a study's report: among :data:`FIGURES`, in order."""
+    return [name for name in FIGURES if name != "vocabulary" or not undefined_because(study)]
+
+
+def _context(
+    db: duckdb.DuckDBPyConnection, ledger: Ledger, study: Study, warehouse: Path
+) -> dict[str, Any]:
+    facts = queries.study_row(db)
     if facts["study_sha256"] != study.content_hash:
         raise ReportError(
             f"{warehouse} is of study file {facts['study_sha256'][:12]}, and the study file is now "
             f"{study.content_hash[:12]}. Materialize the warehouse again."
         )
-    seed = study.seeds[0]
-    training = queries.sample_training_rows(db, seed)
-    source = training[0]["source"]
-    scaffold = study.inference.scaffold
-    outcomes = queries.sample_outcomes(db, persona=source, seed=seed, scaffold=scaffold)
+    return (
+        _study_context(study, ledger)
+        | _samples(db, study)
+        | {
+            "facts": facts,
+            "code_versions": queries.code_versions(db),
+            "cells": _cells(db, study),
+            "lexicon": _lexicon(db, study),
+        }
+    )
+
+
+def _study_context(study: Study, ledger: Ledger) -> dict[str, Any]:
+    """What follows from study file and ledger."""
     return {
         "study": study,
-        "facts": facts,
         "arms": {name: study.arm(name) for name in study.arms},
         "axes": AXES,
         "rule": decision_rule(study),
-        "hypotheses": _hypotheses(db, study),
-        "losses": queries.macro_losses(db),
-        "baseline": queries.baseline_accuracy(db),
-        "design": _design(db, study),
-        "methods": methods(study, facts),
+        "summary": summary(study, ledger),
+        "confidence": confidence(study, ledger),
+        "hypotheses": _hypotheses(study, ledger),
+        "exploratory": _exploratory(study),
+        "baseline": {scaffold: _extremes(study, ledger, scaffold) for scaffold in study.scaffolds},
+        "design": _design(study),
+        "methods": methods(study),
         "threats": threats(study),
-        "training": _by_arm(training, study),
-        "outcomes": _by_arm(outcomes, study),
-        "asked": _asked(outcomes[0]),
-        "forced": study.scaffold(scaffold).forces is not None,
-        "cells": queries.cells(db),
+        "next_steps": next_steps(study, ledger),
+        "no_vocabulary": undefined_because(study),
+        "vocabulary_scaffolds": generating_scaffolds(study),
+        "vocabulary_scheme": SCHEME,
         "figures": FIGURES,
+        "partition_page": partial(partition_page, study),
         "forest_caption": forest_caption(study),
     }
 
 
-def _hypotheses(db: duckdb.DuckDBPyConnection, study: Study) -> dict[str, list[dict[str, Any]]]:
-    """The registered contrasts by hypothesis, each with its estimates and verdict in words."""
+def _hypotheses(study: Study, ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
+    """The registered contrasts by hypothesis, each with the ids of its numbers and its verdict."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for contrast in study.contrast_list:
-        entry = _contrast_entry(db, study, contrast)
-        grouped.setdefault(contrast.hypothesis, []).append(entry)
+        grouped.setdefault(contrast.hypothesis, []).append(_entry(study, ledger, contrast))
     return grouped
 
 
-def _contrast_entry(
-    db: duckdb.DuckDBPyConnection, study: Study, contrast: Contrast
-) -> dict[str, Any]:
-    found = queries.estimates(db, contrast)
-    try:
-        question, pairs = found[MACRO, HEADLINE_SCHEME], found[MACRO, "pairs"]
-        by_source = {s: found[s, HEADLINE_SCHEME] for s in study.contrast_sources(contrast)}
-    except KeyError as error:
-        raise ReportError(
-            f"the warehouse has no row {error.args[0]} of the contrast {contrast.key}. "
-            "Materialize contrast_estimate, multiplicity and warehouse."
-        ) from error
-    tests = queries.equivalence_tests(db, contrast, HEADLINE_SCHEME)
+def _entry(study: Study, ledger: Ledger, contrast: Contrast) -> dict[str, Any]:
+    macro = ledger[contrast_id(study, contrast)]
+    tests = [
+        {
+            "margin": test.margin,
+            "id": (number_id := equivalence_id(study, contrast, test)),
+            "equivalent": equivalent(ledger[number_id], test.margin),
+        }
+        for test in sorted(contrast.equivalence, key=lambda test: (test.margin, test.alpha))
+    ]
     return {
         "contrast": contrast,
-        "question": question,
-        "pairs": pairs,
-        "by_source": by_source,
-        "error_ratio": question["std_error"] / pairs["std_error"] if pairs["std_error"] else None,
-        "n_questions": question["n_pairs"] // (len(by_source) * len(study.seeds)),
-        "seed_spread": queries.seed_spread(db, study, contrast),
+        "key": registered(study, contrast).key,
+        "sources": study.contrast_sources(contrast),
         "tests": tests,
-        "differs": differs(study, question),
-        "verdict": verdict(study, question),
+        "differs": differs(study, macro),
+        "verdict": verdict(study, macro),
     }
 
 
-def _design(db: duckdb.DuckDBPyConnection, study: Study) -> list[dict[str, Any]]:
-    """One row an arm, in grid order: its origin, sources and counts."""
-    outcomes = queries.outcome_counts(db)
+def _exploratory(study: Study) -> list[dict[str, Any]]:
+    """The exploratory estimands by kind; a kind without any is left out."""
+    found = exploratory(study)
+    return [
+        {"kind": kind, "caption": caption, "estimands": [e for e in found if e.kind == kind]}
+        for kind, caption in _EXPLORATORY.items()
+        if any(e.kind == kind for e in found)
+    ]
+
+
+def _extremes(study: Study, ledger: Ledger, scaffold: str) -> dict[str, str | None]:
+    """The personas of the untrained model's lowest and highest accuracy; None where all tie."""
+    key = f"accuracy/{BASELINE}/{scaffold}"
+    accuracy = {persona: ledger[f"{key}/{persona}"].value for persona in study.personas}
+    lowest = min(accuracy, key=lambda persona: (accuracy[persona], persona))
+    highest = max(accuracy, key=lambda persona: accuracy[persona])
+    return {
+        "lowest": lowest,
+        "highest": highest,
+        "tie": accuracy[lowest] == accuracy[highest],
+    }
+
+
+def _design(study: Study) -> list[dict[str, Any]]:
+    """One row an arm, in grid order: its origin and its cells."""
     rows = []
     for arm in dict.fromkeys(cell.arm for cell in study.cells):
         cells = [cell for cell in study.cells if cell.arm == arm]
@@ -168,14 +238,52 @@ def _design(db: duckdb.DuckDBPyConnection, study: Study) -> list[dict[str, Any]]
                 "sources": list(dict.fromkeys(cell.source for cell in cells)),
                 "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
                 "n_cells": len(cells),
-                "n_outcomes": outcomes.get(arm, 0),
             }
         )
     return rows
 
 
-def _asked(outcome: queries.Row) -> str:
-    """What the model was asked in a sample outcome."""
+def partition_page(study: Study, cell: str) -> str:
+    """The address of an evaluation's page in the web interface."""
+    asset = "baseline_outcomes" if cell == BASELINE else "cell_outcomes"
+    page = PARTITION_PAGE.format(study=study.name, asset=asset)
+    return page if cell == BASELINE else f"{page}?partition={quote(cell)}"
+
+
+def _cells(db: duckdb.DuckDBPyConnection, study: Study) -> list[dict[str, Any]]:
+    """Each cell's identity, and the page of its partition; its seconds are the ledger's."""
+    return [
+        {
+            "key": row["cell"],
+            "page": partition_page(study, row["cell"]),
+            "identity": {k: v for k, v in row.items() if k != "cell" and "seconds" not in k},
+        }
+        for row in queries.cells(db)
+    ]
+
+
+def _lexicon(db: duckdb.DuckDBPyConnection, study: Study) -> list[dict[str, Any]]:
+    if undefined_because(study):
+        return []
+    return top_words(queries.table(db, "lexicon", LEXICON_SCHEMA), study)
+
+
+def _samples(db: duckdb.DuckDBPyConnection, study: Study) -> dict[str, Any]:
+    """One question's rows, arm by arm: as trained on, and as answered."""
+    seed, scaffold = study.seeds[0], study.inference.scaffold
+    training = queries.sample_training_rows(db, seed)
+    source = training[0]["source"]
+    outcomes = queries.sample_outcomes(db, persona=source, seed=seed, scaffold=scaffold)
+    return {
+        "training": _by_arm(training, study),
+        "outcomes": _by_arm(outcomes, study),
+        "asked": asked(outcomes[0]),
+        "forced": study.scaffold(scaffold).forces is not None,
+    }
+
+
+def asked(outcome: queries.Row) -> str:
+    """What the model was asked, from an outcome with its question's text and choices."""
     choices = tuple(outcome["choices"])
     return user_message(
         Question(
@@ -190,34 +298,40 @@ def _by_arm(rows: list[queries.Row], study: Study) -> list[queries.Row]:
     return sorted(rows, key=lambda row: order.get(row["arm"], -1))
 
 
-def _environment(**kwargs: Any) -> jinja2.Environment:
+def _environment(page: Page, finalize: Callable[[Any], Any], **kwargs: Any) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("persona_assets.reporting"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=finalize,
         **kwargs,
     )
     environment.filters |= {
-        "signed": words.signed,
-        "p": words.p_text,
         "percent": words.percent,
         "listed": words.listed,
         "axis": words.AXIS_WORDS.__getitem__,
         "origin": words.ORIGIN_WORDS.__getitem__,
-        "count": words.count,
         "value": words.table_value,
     }
-    environment.globals["BASELINE"] = BASELINE
+    environment.globals |= {
+        "BASELINE": BASELINE,
+        "MACRO": MACRO,
+        "num": page.number,
+        "maybe": page.maybe,
+        "page": page,
+    }
     return environment
 
 
-def _html_environment(figures: Mapping[str, bytes]) -> jinja2.Environment:
-    environment = _environment(
-        autoescape=True,
-        finalize=lambda v: words.visible(v) if isinstance(v, str) and type(v) is not Markup else v,
-    )
+def _html_environment(figures: Mapping[str, bytes], page: Page) -> jinja2.Environment:
+    def shown(value: Any) -> Any:
+        if isinstance(value, Printed):
+            return page.link(value)
+        return words.visible(value) if type(value) is str else value
+
+    environment = _environment(page, shown, autoescape=True)
     # In an image element the SVG's own style sheet and ids cannot reach the page.
     environment.globals["figure"] = lambda name: (
         "data:image/svg+xml;base64," + base64.b64encode(figures[name]).decode("ascii")
@@ -225,7 +339,10 @@ def _html_environment(figures: Mapping[str, bytes]) -> jinja2.Environment:
     return environment
 
 
-def _markdown_environment() -> jinja2.Environment:
-    environment = _environment(autoescape=False, finalize=markdown.inline)
+def _markdown_environment(page: Page) -> jinja2.Environment:
+    def shown(value: Any) -> Any:
+        return markdown.inline(page.text(value) if isinstance(value, Printed) else value)
+
+    environment = _environment(page, shown, autoescape=False)
     environment.filters |= {"code": markdown.code, "fence": markdown.fence}
     return environment

@@ -21,12 +21,23 @@ from persona_assets.evaluation import outcomes as outcome_rows
 from persona_assets.questions import bank
 from persona_assets.reporting.comments import COLUMNS, TABLES
 from persona_assets.reporting.queries import rows
+from persona_assets.reporting.trace import not_reproduced
+from persona_assets.reporting.views import create_views, literal
 from persona_assets.stats import contrasts as estimates
 from persona_assets.study import Study
 from persona_assets.training import dataset
 
 if TYPE_CHECKING:
     import duckdb
+
+#: Tables that a study may have besides, and what tells their rows apart.
+FURTHER_TABLES = {
+    "numbers": ("number_id",),
+    "exploratory": ("number_id",),
+    "lexicon": ("source", "word"),
+    "vocabulary_scores": ("cell", "source", "persona", "scaffold", "question_id"),
+    "vocabulary": ("number_id",),
+}
 
 _SHOWN, _NAMED = 5, 20
 #: Of the build; what does not fit spills beside the file that is being built.
@@ -75,6 +86,7 @@ def build_warehouse(
     contrasts: pl.DataFrame,
     equivalence: pl.DataFrame,
     losses: pl.DataFrame,
+    more: Mapping[str, pl.DataFrame] | None = None,
     threads: int = 2,
 ) -> dict[str, int]:
     """Build the database and rename it to ``target``.
@@ -92,6 +104,7 @@ def build_warehouse(
         contrasts: ``CONTRASTS_SCHEMA``.
         equivalence: ``EQUIVALENCE_SCHEMA``.
         losses: ``LOSSES_SCHEMA``.
+        more: Further tables by name, among :data:`FURTHER_TABLES`.
         threads: Threads of the build.
 
     Returns:
@@ -113,6 +126,7 @@ def build_warehouse(
             "contrasts": contrasts.select(estimates.CONTRASTS_SCHEMA.names()),
             "equivalence": equivalence.select(estimates.EQUIVALENCE_SCHEMA.names()),
             "losses": losses.select(estimates.LOSSES_SCHEMA.names()),
+            **(more or {}),
         }
         for name, frame in frames.items():
             frame.write_parquet(scratch / f"{name}.parquet")
@@ -129,6 +143,7 @@ def build_warehouse(
         with duckdb.connect(str(built), config=config) as db:
             counts = {table.name: _load(db, table) for table in tables}
             _check_references(db)
+            create_views(db, COLUMNS)
             db.execute("CHECKPOINT")
         os.replace(built, target)
     return counts
@@ -166,6 +181,7 @@ def _frame_table(file: Path) -> _Table:
         "contrasts": ("contrast", "axis", "scope", "scheme"),
         "equivalence": ("contrast", "axis", "scope", "scheme", "margin", "alpha"),
         "losses": ("arm", "scaffold", "axis", "scope"),
+        **FURTHER_TABLES,
     }
     return _table(file.stem, keys[file.stem], [file], pl.read_parquet_schema(file))
 
@@ -253,7 +269,7 @@ def _check_references(db: duckdb.DuckDBPyConnection) -> None:
 
 def _describe(db: duckdb.DuckDBPyConnection, table: _Table) -> None:
     comment = f"{TABLES[table.name]} Key: {', '.join(table.key)}."
-    db.execute(f"COMMENT ON TABLE {table.name} IS {_literal(comment)}")
+    db.execute(f"COMMENT ON TABLE {table.name} IS {literal(comment)}")
     for column in table.columns:
         text = COLUMNS.get(f"{table.name}.{column}", COLUMNS.get(column))
         if text is None:
@@ -261,15 +277,13 @@ def _describe(db: duckdb.DuckDBPyConnection, table: _Table) -> None:
                 f"{table.name}.{column} is nowhere described: say what it means in "
                 "persona_assets.reporting.comments.COLUMNS."
             )
-        db.execute(f"COMMENT ON COLUMN {table.name}.{_quoted(column)} IS {_literal(text)}")
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+        db.execute(f"COMMENT ON COLUMN {table.name}.{_quoted(column)} IS {literal(text)}")
 
 
 def warehouse_audits(path: Path, study: Study) -> list[Audit]:
-    """The audits ``complete`` and ``one_wrong_letter`` of a built warehouse, opened read-only.
+    """The audits of a built warehouse with its numbers, opened read-only.
+
+    ``complete``, ``one_wrong_letter``, ``numbers_reproduced``.
 
     Raises:
         duckdb.Error: the warehouse cannot be read.
@@ -277,7 +291,7 @@ def warehouse_audits(path: Path, study: Study) -> list[Audit]:
     import duckdb
 
     with duckdb.connect(str(path), read_only=True) as db:
-        return [_complete(db, study), _one_wrong_letter(db)]
+        return [_complete(db, study), _one_wrong_letter(db), _numbers_reproduced(db)]
 
 
 def _complete(db: duckdb.DuckDBPyConnection, study: Study) -> Audit:
@@ -294,6 +308,20 @@ def _complete(db: duckdb.DuckDBPyConnection, study: Study) -> Audit:
         observed=f"{n_rows} outcome rows",
         threshold=f"{evaluations} evaluations × {per_cell} rows = {evaluations * per_cell}",
         remedy="Materialize the evaluations that `persona-assets status` shows as not up to date.",
+    )
+
+
+def _numbers_reproduced(db: duckdb.DuckDBPyConnection) -> Audit:
+    """Every number of the ledger is what its SQL returns from these very tables."""
+    other = not_reproduced(db)
+    (count,) = db.execute("SELECT count(*) FROM numbers").fetchone()
+    return audit(
+        "numbers_reproduced",
+        not other,
+        observed=f"{len(other)} of {count} numbers are not what their SQL returns",
+        threshold="0 numbers, to the last bit",
+        remedy="Materialize number_ledger and warehouse again.",
+        numbers=other[:_NAMED],
     )
 
 

@@ -67,3 +67,22 @@ def table_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
+
+
+def text_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows under their column names, for a terminal: one line a row, columns aligned.
+
+    Values may be model output: line breaks and whatever acts on a terminal are shown, not obeyed.
+    """
+    lines = [list(names), *([_terminal(table_value(v)) for v in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _terminal(text: str, longest: int = 80) -> str:
+    line = " ".join(visible(text).split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"

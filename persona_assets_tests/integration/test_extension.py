@@ -69,6 +69,7 @@ def test_status_tells_what_the_edit_changed(extended):
         f"training_dataset[{GARBAGE}]": "fresh",
         f"checkpoint[{GARBAGE}]": "fresh",
         f"cell_outcomes[{GARBAGE}]": "stale",
+        f"cell_diagnostics[{GARBAGE}]": "stale",
     }
     reasons = [line.strip() for line in lines if line.startswith(" ")]
     assert "forced_rationales[garbage_cot] has not landed" in reasons

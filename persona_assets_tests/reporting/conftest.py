@@ -8,6 +8,7 @@ import pytest
 
 from persona_assets.reporting.figures import forest_plot, loss_heatmap
 from persona_assets.reporting.report import Report, render_report
+from persona_assets.reporting.vocabulary_figure import vocabulary_plot
 from persona_assets_tests.synthetic import Landed, bank, land, small_study
 
 #: HTML, a table's delimiter, a fence, Markdown links, a terminal escape, a bidirectional override.
@@ -34,6 +35,7 @@ def figures(landed: Landed) -> dict[str, bytes]:
     return {
         "forest_plot": forest_plot(landed.frames["contrasts"], landed.study),
         "loss_heatmap": loss_heatmap(landed.frames["losses"], landed.study),
+        "vocabulary": vocabulary_plot(landed.frames["more"]["vocabulary"], landed.study),
     }
 
 

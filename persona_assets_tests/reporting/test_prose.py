@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from persona_assets.reporting.ledger import Number
 from persona_assets.reporting.prose import (
     decision_rule,
     differs,
@@ -19,7 +20,10 @@ from persona_assets.study import Study, load_study, parse_study
 from persona_assets_tests.synthetic import MINI
 
 LENGTH_MATCHED = MINI.with_name("length_matched.yaml")
-FACTS = {"trained_rows": [1100, 1119], "n_questions": 96}
+
+
+def number(p_value: float, p_holm: float, value: float) -> Number:
+    return Number("x", value, "", 1, "", "", "", (), p_value=p_value, p_holm=p_holm)
 
 
 def changed(path=MINI, **overrides: object) -> Study:
@@ -36,7 +40,7 @@ def changed(path=MINI, **overrides: object) -> Study:
     ],
 )
 def test_verdict_follows_the_adjusted_p(p_value, p_holm, estimate, words):
-    row = {"p_value": p_value, "p_holm": p_holm, "estimate": estimate}
+    row = number(p_value, p_holm, estimate)
     study = load_study(MINI)
     assert verdict(study, row) == words
     assert differs(study, row) is words.startswith("differs")
@@ -47,28 +51,31 @@ def test_rule_states_the_registered_level():
     study = changed(inference=inference)
     assert "Holm-adjusted p ≤ 0.05 with questions drawn" in decision_rule(study)
     assert "interval shown is not adjusted" in decision_rule(study)
-    (inferred,) = (p for p in methods(study, FACTS) if "Holm" in p)
+    (inferred,) = (p for p in methods(study) if "Holm" in p)
     assert decision_rule(study) in inferred
     assert "at least 0.0005 before adjustment" in inferred
-    assert verdict(study, {"p_holm": 0.04, "estimate": 1.0}) == "differs from 0 (positive)"
+    assert verdict(study, number(0.001, 0.04, 1.0)) == "differs from 0 (positive)"
 
 
 def test_mini_methods():
-    here, carried, evaluated, inferred = methods(load_study(MINI), FACTS)
+    here, carried, evaluated, inferred = methods(load_study(MINI))
     assert here.startswith("39 cells are trained here. Each is one LoRA adapter on the miniature")
-    assert "fine-tuned on 1100 to 1119 multiple-choice questions" in here
+    assert "fine-tuned on those training questions whose rationale its arm kept" in here
     assert "rank 16, alpha 32, scale alpha / rank," in here
     assert "learning rate 0.002, 5 warm-up steps, 4 epochs, 16 examples" in here
     assert carried.startswith("27 cells are carried over. Each is a LoRA adapter from the study's")
     assert "rank 16, alpha 32, scale alpha / rank," in carried
-    assert "96 evaluation questions under each of 11 personas and 4 scaffolds" in evaluated
+    assert (
+        "every evaluation question of the bank under each of 11 personas and 4 scaffolds"
+        in evaluated
+    )
     assert "ties go to the first letter" in evaluated
     assert "the mean over the 10 others" in inferred
     assert "Holm-adjusted over the 8 registered contrasts" in inferred
 
 
 def test_length_matched_methods_say_no_more_of_the_carried_than_the_file():
-    here, carried, evaluated, _ = methods(load_study(LENGTH_MATCHED), FACTS)
+    here, carried, evaluated, _ = methods(load_study(LENGTH_MATCHED))
     assert here.startswith("39 cells are trained here. Each is one LoRA adapter on Qwen/Qwen2.5-7B")
     assert "at revision a09a35458c70" in here
     assert "learning rate 0.0001," in here
@@ -84,8 +91,8 @@ def test_length_matched_methods_say_no_more_of_the_carried_than_the_file():
 
 @pytest.mark.parametrize("path", [MINI, LENGTH_MATCHED], ids=lambda path: path.stem)
 def test_claims_of_training_are_of_cells_trained_here(path):
-    here, *others = methods(load_study(path), FACTS)
-    for claim in ("nothing else", "wrong letter of a question is the same", "multiple-choice"):
+    here, *others = methods(load_study(path))
+    for claim in ("nothing else", "wrong letter of a question is the same", "fine-tuned on"):
         assert claim in here
         assert not [text for text in others if claim in text]
     assert "In these cells the wrong letter" in here
@@ -94,12 +101,12 @@ def test_claims_of_training_are_of_cells_trained_here(path):
 def test_adapters_of_a_hub_are_called_adapters():
     carry_over = yaml.safe_load(LENGTH_MATCHED.read_text("utf-8"))["carry_over"]
     study = changed(LENGTH_MATCHED, carry_over=carry_over | {"format": "adapter"})
-    assert "Each is a LoRA adapter from superkaiba1/" in methods(study, FACTS)[1]
+    assert "Each is a LoRA adapter from superkaiba1/" in methods(study)[1]
 
 
 def test_seed_sets_dropout_too_where_there_is_some():
     training = yaml.safe_load(MINI.read_text("utf-8"))["training"]
-    here = methods(changed(training=training | {"dropout": 0.1}), FACTS)[0]
+    here = methods(changed(training=training | {"dropout": 0.1}))[0]
     assert "dropout 0.1" in here
     assert "the adapter's initialisation and its dropout, and nothing else" in here
 
@@ -111,12 +118,10 @@ def only(origin: str) -> Study:
 
 
 def test_a_study_of_one_origin_has_one_paragraph_of_training():
-    (here, *_), (carried, *_) = (
-        methods(only(origin), FACTS) for origin in ("trained", "carry_over")
-    )
+    (here, *_), (carried, *_) = (methods(only(origin)) for origin in ("trained", "carry_over"))
     assert here.startswith("84 cells are trained here")
     assert carried.startswith("84 cells are carried over")
-    assert len(methods(only("trained"), FACTS)) == len(methods(only("carry_over"), FACTS)) == 3
+    assert len(methods(only("trained"))) == len(methods(only("carry_over"))) == 3
 
 
 def found(study: Study, words: str) -> str:

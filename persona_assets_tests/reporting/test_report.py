@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html.parser
-import math
 import re
 
 import duckdb
@@ -11,12 +10,12 @@ import polars as pl
 import pytest
 from markdown_it import MarkdownIt
 
-from persona_assets.reporting import queries
+from persona_assets.reporting.lint import lint_audits
 from persona_assets.reporting.markdown import fence
 from persona_assets.reporting.report import FIGURES, ReportError, render_report
 from persona_assets.reporting.words import p_text, signed, visible
 from persona_assets_tests.reporting.conftest import HOSTILE
-from persona_assets_tests.synthetic import small_study
+from persona_assets_tests.synthetic import bank, land, small_study
 
 
 class Page(html.parser.HTMLParser):
@@ -64,8 +63,7 @@ def test_demonstration_is_said_in_one_sentence(landed, warehouse, figures, repor
 
 def test_no_such_sentence_for_a_real_study(tmp_path, figures, landed):
     real = small_study(demonstration=False)
-    changed = type(landed)(real, landed.questions, landed.training, landed.outcomes, landed.frames)
-    changed.build(tmp_path / "warehouse.duckdb")
+    landed.of(real).build(tmp_path / "warehouse.duckdb")
     text = render_report(tmp_path / "warehouse.duckdb", real, figures)
     assert "no scientific claim" not in text.html + text.markdown
 
@@ -73,8 +71,14 @@ def test_no_such_sentence_for_a_real_study(tmp_path, figures, landed):
 def test_page_makes_no_request_and_runs_nothing(page):
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     sources = [v for _, name, v in page.attributes if name in ("src", "href", "srcset", "action")]
-    assert len(sources) == len(FIGURES)
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    images = [source for source in sources if source.startswith("data:image/svg+xml;base64,")]
+    assert len(images) == len(FIGURES) == 3
+    # What is left are links, which request nothing until they are followed.
+    links = set(sources) - set(images)
+    ids = {f"#{value}" for _, name, value in page.attributes if name == "id"}
+    pages = {link for link in links if link.startswith("http://127.0.0.1:3000/assets/mini/")}
+    assert pages
+    assert links - pages <= ids
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     policy = [v for tag, name, v in page.attributes if tag == "meta" and name == "content"]
     assert any("default-src 'none'" in value for value in policy)
@@ -158,60 +162,6 @@ def test_estimates_by_source_are_of_the_headline_scheme(landed, page):
             assert cell == f"{signed(row['estimate'])}[{low}, {high}]"
 
 
-def test_methods_count_the_rows_that_reached_a_cell(landed, tmp_path, page, figures):
-    assert "fine-tuned on 4 multiple-choice questions" in page.text
-    short = tmp_path / "short.parquet"
-    pl.read_parquet(landed.training[0])[:3].write_parquet(short)
-    landed.build(tmp_path / "warehouse.duckdb", training=[short, *landed.training[1:]])
-    text = render_report(tmp_path / "warehouse.duckdb", landed.study, figures).markdown
-    assert "fine-tuned on 3 to 4 multiple-choice questions" in text
-
-
-def test_carried_rows_are_not_counted_as_trained(landed, tmp_path, figures):
-    """Reference rows of a carried-over cell say nothing of what a cell was trained on."""
-    *others, last = landed.training
-    short = tmp_path / "short.parquet"
-    pl.read_parquet(last)[:2].write_parquet(short)
-    assert landed.study.cells[-1].origin == "carry_over"
-    landed.build(tmp_path / "warehouse.duckdb", training=[*others, short])
-    text = render_report(tmp_path / "warehouse.duckdb", landed.study, figures).markdown
-    assert "fine-tuned on 4 multiple-choice questions" in text
-
-
-def test_provenance_counts(landed, warehouse):
-    with duckdb.connect(str(warehouse), read_only=True) as db:
-        facts = queries.provenance(db)
-    assert {name: facts[name] for name in facts if name.startswith("n_")} == {
-        "n_cells": 24,
-        "n_outcomes": 25 * 240,
-        "n_baseline": 240,
-        "n_training_rows": 96,
-        "n_questions": 12,
-        "n_runs": 25,
-        "n_checkpoints": 24,
-    }
-    assert facts["trained_rows"] == [4, 4]
-
-
-def test_cells_evaluated_are_those_with_outcomes(landed, tmp_path):
-    """A cell of the table without outcome rows is no evaluated one."""
-    landed.build(tmp_path / "warehouse.duckdb")
-    with duckdb.connect(str(tmp_path / "warehouse.duckdb")) as db:
-        db.execute("DELETE FROM outcomes WHERE cell = 'librarian.garbage_cot.42'")
-        assert queries.provenance(db)["n_cells"] == 23
-
-
-def test_equivalence_tests_come_narrowest_first(landed, tmp_path):
-    landed.build(
-        tmp_path / "warehouse.duckdb",
-        equivalence=landed.frames["equivalence"].sort("margin", descending=True),
-    )
-    (contrast,) = (c for c in landed.study.contrast_list if c.equivalence)
-    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as db:
-        found = queries.equivalence_tests(db, contrast, "question")
-    assert [row["margin"] for row in found] == [0.03, 0.05]
-
-
 def test_equivalence_is_stated_apart(landed, warehouse, report):
     tests = query(
         warehouse, "SELECT margin, alpha, equivalent FROM equivalence WHERE scheme = 'question'"
@@ -221,24 +171,6 @@ def test_equivalence_is_stated_apart(landed, warehouse, report):
         words = "equivalent" if equivalent else "not shown equivalent"
         assert f"{words} within ±{margin:g}" in report.markdown
         assert f"{100 - 200 * alpha:g}\u00a0% interval" in report.markdown
-
-
-def test_seed_spread_is_that_of_the_single_seeds(landed, tmp_path):
-    """One cell of seed 137 is turned to all wrong: its contrasts move by a known amount."""
-    cell = "librarian.persona_cot.137"
-    (file,) = (path for path in landed.outcomes if cell in path.name)
-    wrong = tmp_path / "wrong.parquet"
-    pl.read_parquet(file).with_columns(is_correct=pl.lit(False)).write_parquet(wrong)
-    files = [path for path in landed.outcomes if path != file]
-    landed.build(tmp_path / "warehouse.duckdb", outcomes=[*files, wrong])
-    lost = pl.read_parquet(file).filter(scaffold="persona_cot", is_correct=True)
-    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as db:
-        for axis, own, n in (("source_loss", True, 2 * 12), ("bystander_leakage", False, 8 * 12)):
-            contrast = landed.study.contrast(f"persona_cot-garbage_cot.{axis}")
-            moved = lost.filter(is_source=own).height / n
-            spread = queries.seed_spread(db, landed.study, contrast)
-            assert spread == pytest.approx(moved / math.sqrt(2))
-            assert spread > 0
 
 
 def test_both_schemes_and_every_loss_stand_in_tables(landed, warehouse, page):
@@ -265,14 +197,14 @@ def test_scrolling_regions_and_headers_are_named_for_screen_readers(page):
     regions = [tag for tag, name, value in page.attributes if (name, value) == ("role", "region")]
     labels = [v for tag, name, v in page.attributes if name == "aria-label" and tag != "th"]
     stops = [tag for tag, name, _ in page.attributes if name == "tabindex"]
-    assert len(regions) == len(stops) == len(labels) == len(set(labels)) == 9
+    assert len(regions) == len(stops) == len(labels) == len(set(labels)) == 16
     scopes = [value for tag, name, value in page.attributes if (tag, name) == ("th", "scope")]
     assert len(scopes) == page.tags.count("th")
     assert set(scopes) == {"col", "colgroup", "row"}
 
 
 def test_design_counts_come_from_the_grid(landed, page):
-    rows = {row.split("|")[1]: row for row in page.rows if row.count("|") == 9}
+    rows = {row.split("|")[1]: row for row in page.rows if row.count("|") == 10}
     assert rows["contradicting_cot"].split("|")[2] == "trained here"
     assert rows["persona_cot"].split("|")[2] == "carried over"
     assert rows["persona_cot"].split("|")[-2:] == ["4", "960"]
@@ -299,12 +231,14 @@ def test_baseline_accuracy_by_scaffold(warehouse, page):
 
 
 def test_no_persona_is_lowest_where_all_tie(landed, tmp_path, figures):
-    right = tmp_path / "right.parquet"
-    pl.read_parquet(landed.outcomes[0]).with_columns(is_correct=pl.lit(True)).write_parquet(right)
-    landed.build(tmp_path / "warehouse.duckdb", outcomes=[right, *landed.outcomes[1:]])
+    equal = pl.col("number_id").str.starts_with("accuracy/")
+    value = pl.when(equal).then(1.0).otherwise("value")
+    numbers = landed.frames["more"]["numbers"].with_columns(value=value)
+    more = landed.frames["more"] | {"numbers": numbers}
+    landed.build(tmp_path / "warehouse.duckdb", more=more)
     rendered = render_report(tmp_path / "warehouse.duckdb", landed.study, figures)
     assert rendered.markdown.count("| 1.000 (–) | 1.000 |") == 4
-    assert rendered.html.count("1.000 (–)") == 4
+    assert Page(rendered.html).text.count("1.000 (–)") == 4
 
 
 def test_hostile_text_is_shown_not_obeyed_in_html(report, page):
@@ -330,7 +264,7 @@ def test_hostile_text_is_shown_not_obeyed_in_markdown(report):
 
 def test_markdown_tables_are_whole(report):
     tables = re.findall(r"(?:^\|.*\n)+", report.markdown, flags=re.MULTILINE)
-    assert len(tables) == 6
+    assert len(tables) == 10
     for table in tables:
         lines = table.splitlines()
         assert len({line.count("|") for line in lines}) == 1, lines[0]
@@ -357,8 +291,63 @@ def test_refuses_to_render_without_a_figure(landed, warehouse, figures):
         render_report(warehouse, landed.study, {"forest_plot": figures["forest_plot"]})
 
 
-def test_refuses_a_missing_contrast(landed, tmp_path, figures):
-    contrasts = landed.frames["contrasts"].filter(hypothesis="H1")
-    landed.build(tmp_path / "warehouse.duckdb", contrasts=contrasts)
-    with pytest.raises(ReportError, match=r"persona_cot-garbage_cot\.source_loss"):
+def test_refuses_a_missing_number(landed, tmp_path, figures):
+    missing = "contrast/persona_cot-garbage_cot/persona_cot/source_loss/macro/question"
+    numbers = landed.frames["more"]["numbers"].filter(pl.col("number_id") != missing)
+    landed.build(tmp_path / "warehouse.duckdb", more=landed.frames["more"] | {"numbers": numbers})
+    with pytest.raises(ReportError, match=f"table numbers: no number '{missing}'"):
         render_report(tmp_path / "warehouse.duckdb", landed.study, figures)
+
+
+def test_every_ledger_link_has_a_row_and_every_row_its_cells(landed, page):
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    printed = {value for _, name, value in page.attributes if name == "data-number"}
+    assert {f"n-{number_id}" for number_id in printed} == {i for i in ids if i.startswith("n-")}
+    pages = {v for _, name, v in page.attributes if name == "href" and "partition=" in v}
+    assert pages == {
+        f"http://127.0.0.1:3000/assets/mini/cell_outcomes?partition={cell.key}"
+        for cell in landed.study.cells
+    }
+
+
+def test_estimates_by_source_and_seed(landed, page):
+    numbers = dict(landed.frames["more"]["numbers"].select("number_id", "value").iter_rows())
+    wanted = []
+    for contrast in landed.study.contrast_list:
+        for source in (*landed.study.sources, "macro"):
+            key = f"contrast/{contrast.name}/persona_cot/{contrast.axis}/{source}"
+            values = [signed(numbers[f"{key}/seed_{seed}"]) for seed in landed.study.seeds]
+            wanted.append(["all" if source == "macro" else source, *values])
+    rows = [[cell.strip() for cell in row.split("|")[2:]] for row in page.rows]
+    start = rows.index(["source", "seed 42", "seed 137"]) + 1
+    assert rows[start : start + len(wanted)] == wanted
+
+
+def test_vocabulary_says_the_words_and_the_increases(landed, page, report):
+    numbers = landed.frames["more"]["numbers"].rows_by_key("number_id", named=True, unique=True)
+    number = numbers["vocabulary/persona_cot/persona_cot/bystander_leakage/macro/question"]
+    assert number["value"] > 0
+    low, high = signed(number["ci_low"], 4), signed(number["ci_high"], 4)
+    assert f"{signed(number['value'], 4)}[{low}, {high}]" in "".join(page.rows)
+    for source in landed.study.sources:
+        assert any(row.startswith(f"|{source}|{source}ish") for row in page.rows)
+    assert "`librarian`: `librarianish`" in report.markdown
+
+
+def test_vocabulary_that_is_not_measured_has_its_reason(tmp_path):
+    raw = small_study().model_dump(mode="json")
+    study = small_study(
+        sources=["librarian"], arms={arm: {"origin": "trained"} for arm in raw["arms"]}
+    )
+    (tmp_path / "landed").mkdir()
+    landed = land(tmp_path / "landed", study, bank(4))
+    landed.build(tmp_path / "warehouse.duckdb")
+    image = b"<svg/>"
+    rendered = render_report(
+        tmp_path / "warehouse.duckdb", study, {"forest_plot": image, "loss_heatmap": image}
+    )
+    assert "Not measured: a lexicon is what sets one source apart" in rendered.html
+    assert "Not measured: a lexicon is what sets one source apart" in rendered.markdown
+    audits = lint_audits(rendered.html, tmp_path / "warehouse.duckdb", study)
+    assert [audit.details for audit in audits if audit.status != "passed"] == []

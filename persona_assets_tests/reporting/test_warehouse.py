@@ -34,6 +34,7 @@ def test_every_landed_row_is_there(landed, tmp_path):
         "contrasts": 8 * 3 * 2,
         "equivalence": 4,
         "losses": (5 * 3 + 2 * 2) * 4 * 2,
+        **{name: frame.height for name, frame in landed.frames["more"].items()},
     }
     for table, count in counts.items():
         assert query(tmp_path / "warehouse.duckdb", f"SELECT count(*) FROM {table}") == [(count,)]
@@ -101,7 +102,7 @@ def test_study_and_comments_are_in_the_file(landed, warehouse):
     assert study_hash == landed.study.content_hash
     assert bank_hash == content_hash(from_frame(pl.read_parquet(landed.questions)))
     tables = dict(query(warehouse, "SELECT table_name, comment FROM duckdb_tables()"))
-    assert len(tables) == 8
+    assert len(tables) == 9 + len(landed.frames["more"])
     assert all(tables.values())
     undescribed = query(
         warehouse,
@@ -230,6 +231,7 @@ def test_audits_pass_on_a_whole_study(landed, warehouse):
     assert {name: audit.status for name, audit in found.items()} == {
         "complete": "passed",
         "one_wrong_letter": "passed",
+        "numbers_reproduced": "passed",
     }
     assert found["complete"].observed == "6000 outcome rows"
     assert found["complete"].threshold == "25 evaluations × 240 rows = 6000"

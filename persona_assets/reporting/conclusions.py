@@ -1,0 +1,166 @@
+"""What the study's numbers say, in sentences: verdicts, the summary, how sure, and what next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from persona_assets.reporting.ledger import Ledger, Number
+from persona_assets.reporting.printed import Printed, Sentence
+from persona_assets.reporting.prose import differs, unequal
+from persona_assets.reporting.words import AXIS_WORDS
+from persona_assets.stats.estimands import MACRO, registered
+from persona_assets.stats.estimates import HEADLINE_SCHEME
+from persona_assets.study import Contrast, Study
+from persona_assets.study_schema import EquivalenceTest
+
+#: Fewer seeds than this say little of how far another seed would move an estimate.
+_FEW_SEEDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """How far the registered verdicts can be trusted, by rule.
+
+    ``HIGH`` unless a reason stands against it: each of ``reasons`` caps it at ``MODERATE``, and
+    with a single seed or a single source it is ``LOW``. A demonstration supports no claim at all.
+    """
+
+    marker: str
+    reasons: tuple[str, ...]
+
+
+def contrast_id(study: Study, contrast: Contrast, scheme: str = HEADLINE_SCHEME) -> str:
+    """The id of a registered contrast's macro estimate."""
+    return f"{registered(study, contrast).key}/{MACRO}/{scheme}"
+
+
+def equivalent(number: Number, margin: float) -> bool:
+    """Whether a number's interval lies strictly within the margins."""
+    return -margin < number.ci_low and number.ci_high < margin
+
+
+def equivalence_id(study: Study, contrast: Contrast, test: EquivalenceTest) -> str:
+    """The id of the number that an equivalence test reads."""
+    return f"{contrast_id(study, contrast)}/equivalence_{test.margin:g}"
+
+
+def confidence(study: Study, ledger: Ledger) -> Confidence:
+    """The confidence marker and its reasons: see :class:`Confidence`."""
+    if study.demonstration:
+        return Confidence(
+            "demonstration: supports no claim",
+            ("The study file declares a demonstration: its numbers show that the pipeline works.",),
+        )
+    low, moderate = list(_low(study)), list(_moderate(study, ledger))
+    marker = "LOW" if low else "MODERATE" if moderate else "HIGH"
+    nothing = "Equal recipes and origins, enough seeds, and verdicts that both schemes share."
+    return Confidence(f"{marker} confidence", tuple([*low, *moderate] or [nothing]))
+
+
+def _low(study: Study) -> Iterator[str]:
+    if len(study.seeds) == 1:
+        yield "A single training seed: nothing tells its effect from that of the arms."
+    if any(len(study.contrast_sources(c)) == 1 for c in study.contrast_list):
+        yield "A contrast has a single source: nothing tells its effect from that of the arms."
+
+
+def _moderate(study: Study, ledger: Ledger) -> Iterator[str]:
+    if any(unequal(study, c, lambda cell: cell.origin) for c in study.contrast_list):
+        yield "In some contrasts one arm was trained here and the other carried over."
+    if any(unequal(study, c, study.recipe) for c in study.contrast_list):
+        yield "In some contrasts the two arms were trained with different recipes."
+    if 1 < len(study.seeds) < _FEW_SEEDS:
+        yield "There are few training seeds: their spread is hardly known."
+    if any(_turns_on_the_scheme(study, ledger, c) for c in study.contrast_list):
+        yield "Some verdict is another one with pairs drawn than with questions drawn."
+    if any(_seeds_disagree(study, ledger, c) for c in study.contrast_list):
+        yield "Some contrast that differs from 0 has another sign in a single seed."
+
+
+def _turns_on_the_scheme(study: Study, ledger: Ledger, contrast: Contrast) -> bool:
+    verdicts = {
+        differs(study, ledger[contrast_id(study, contrast, scheme)])
+        for scheme in ("pairs", "question")
+    }
+    return len(verdicts) > 1
+
+
+def _seeds_disagree(study: Study, ledger: Ledger, contrast: Contrast) -> bool:
+    macro = ledger[contrast_id(study, contrast)]
+    key = f"{registered(study, contrast).key}/{MACRO}"
+    seeds = [ledger[f"{key}/seed_{seed}"].value for seed in study.seeds]
+    return differs(study, macro) and any(value * macro.value <= 0 for value in seeds)
+
+
+def summary(study: Study, ledger: Ledger) -> list[Sentence]:
+    """The report in three to five sentences."""
+    return list(_summary(study, ledger))
+
+
+def _summary(study: Study, ledger: Ledger) -> Iterator[Sentence]:
+    everything, cells = ledger["count/outcomes"], ledger["count/cells"]
+    yield (
+        *(Printed(cells, "value", "count"), " cells and one untrained baseline gave "),
+        *(Printed(everything, "value", "count"), " answers."),
+    )
+    by_verdict: dict[bool, list[Contrast]] = {True: [], False: []}
+    for contrast in study.contrast_list:
+        verdict = differs(study, ledger[contrast_id(study, contrast)])
+        by_verdict[verdict].append(contrast)
+    heads = {
+        True: "Differing from 0 among the registered contrasts: ",
+        False: "Not shown to differ from 0: ",
+    }
+    for verdict, contrasts in by_verdict.items():
+        if contrasts:
+            yield (heads[verdict], *_listed(study, ledger, contrasts), ".")
+    tests = [(c, test) for c in study.contrast_list for test in c.equivalence]
+    if tests:
+        yield (*_equivalence(study, ledger, tests), ".")
+    trust = confidence(study, ledger)
+    yield (f"How far to trust this: {trust.marker}. {trust.reasons[0]}",)
+
+
+def _listed(study: Study, ledger: Ledger, contrasts: list[Contrast]) -> Iterator[str | Printed]:
+    for i, contrast in enumerate(contrasts):
+        number = ledger[contrast_id(study, contrast)]
+        yield f"{'; ' if i else ''}{contrast.a} − {contrast.b}, {AXIS_WORDS[contrast.axis]} ("
+        yield Printed(number, "value", "signed")
+        yield ")"
+
+
+def _equivalence(
+    study: Study, ledger: Ledger, tests: list[tuple[Contrast, EquivalenceTest]]
+) -> Iterator[str]:
+    for i, (contrast, test) in enumerate(tests):
+        number = ledger[equivalence_id(study, contrast, test)]
+        word = "equivalent" if equivalent(number, test.margin) else "not shown equivalent"
+        name = f"{contrast.a} and {contrast.b} are, in {AXIS_WORDS[contrast.axis]}, "
+        yield f"{', and ' if i else name}{word} within ±{test.margin:g}"
+
+
+def next_steps(study: Study, ledger: Ledger) -> list[str]:
+    """What would make the verdicts firmer, derived from what weakens them."""
+    return list(_next_steps(study, ledger))
+
+
+def _next_steps(study: Study, ledger: Ledger) -> Iterator[str]:
+    if study.demonstration:
+        yield "Run the study on a real base model and question bank: this one shows the machinery."
+    mixed = [c for c in study.contrast_list if unequal(study, c, lambda cell: cell.origin)]
+    if mixed or any(unequal(study, c, study.recipe) for c in study.contrast_list):
+        yield "Train every contrasted arm here, with one recipe (origin: trained)."
+    if len(study.seeds) < _FEW_SEEDS:
+        yield "Add training seeds."
+    unsure = [
+        f"{c.a} − {c.b} ({AXIS_WORDS[c.axis]})"
+        for c in study.contrast_list
+        if not differs(study, ledger[contrast_id(study, c)])
+    ]
+    if unsure:
+        yield f"Add evaluation questions for what is not shown to differ: {'; '.join(unsure)}."
+    yield (
+        "Read the matched contrasts before explaining a registered one: an arm may leak less only "
+        "because its own frame is absent."
+    )

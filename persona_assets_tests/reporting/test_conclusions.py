@@ -1,0 +1,148 @@
+"""Confidence, summary and next steps follow from study file and ledger by the stated rules."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from persona_assets.reporting.conclusions import (
+    confidence,
+    contrast_id,
+    equivalent,
+    next_steps,
+    summary,
+)
+from persona_assets.reporting.ledger import Ledger, Number
+from persona_assets.reporting.printed import Page, Printed
+from persona_assets.stats.estimands import registered
+from persona_assets.study import Study, parse_study
+from persona_assets_tests.synthetic import MINI
+
+
+def study(*, origin: str | None = "trained", **overrides: object) -> Study:
+    """The mini study as no demonstration, with all arms of one origin unless that is None."""
+    raw = yaml.safe_load(MINI.read_text("utf-8")) | {"demonstration": False}
+    if origin:
+        raw["arms"] = {arm: {"origin": origin} for arm in raw["arms"]}
+    return parse_study(yaml.safe_dump(raw | overrides, sort_keys=False))
+
+
+def ledger(of: Study, **changes: dict[str, float]) -> Ledger:
+    """Every registered contrast at +0.2 with adjusted p 0.001; ``changes`` by end of id."""
+    numbers = [
+        Number("count/cells", 66.0, "rows", 66, "", "", "", ()),
+        Number("count/outcomes", 188672.0, "rows", 188672, "", "", "", ()),
+    ]
+    for contrast in of.contrast_list:
+        key = f"{registered(of, contrast).key}/macro"
+        ends = ["question", "pairs", *(f"seed_{seed}" for seed in of.seeds)]
+        ends += [f"question/equivalence_{test.margin:g}" for test in contrast.equivalence]
+        for end in ends:
+            number = Number(f"{key}/{end}", 0.2, "", 96, "", "", "", (), 0.1, 0.3, p_holm=0.001)
+            numbers.append(replace(number, **changes.get(end, {})))
+    return Ledger(numbers)
+
+
+def test_a_demonstration_supports_no_claim():
+    demo = study(demonstration=True)
+    assert confidence(demo, ledger(demo)).marker == "demonstration: supports no claim"
+
+
+def test_high_where_nothing_stands_against_it():
+    found = confidence(study(), ledger(study()))
+    assert found.marker == "HIGH confidence"
+    assert found.reasons == (
+        "Equal recipes and origins, enough seeds, and verdicts that both schemes share.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "reason"),
+    [
+        ({"origin": None}, {}, "one arm was trained here and the other carried over"),
+        ({"seeds": [42, 137]}, {}, "few training seeds"),
+        ({}, {"pairs": {"p_holm": 0.2}}, "another one with pairs drawn"),
+        ({}, {"seed_137": {"value": -0.1}}, "another sign in a single seed"),
+        ({}, {"seed_137": {"value": 0.0}}, "another sign in a single seed"),
+    ],
+)
+def test_each_reason_caps_at_moderate(options, changes, reason):
+    of = study(**options)
+    found = confidence(of, ledger(of, **changes))
+    assert found.marker == "MODERATE confidence"
+    assert len(found.reasons) == 1
+    assert reason in found.reasons[0]
+
+
+def test_a_seeds_sign_matters_only_where_the_contrast_differs():
+    unsure = {end: {"p_holm": 0.5} for end in ("question", "pairs")}
+    found = confidence(study(), ledger(study(), **unsure, seed_137={"value": -0.1}))
+    assert found.marker == "HIGH confidence"
+
+
+@pytest.mark.parametrize("options", [{"seeds": [42]}, {"sources": ["librarian"]}])
+def test_low_with_a_single_seed_or_source(options):
+    found = confidence(study(**options), ledger(study(**options)))
+    assert found.marker == "LOW confidence"
+    assert "A single" in found.reasons[0] or "a single source" in found.reasons[0]
+
+
+def said(sentences, of: Study, numbers: Ledger) -> list[str]:
+    page = Page(numbers, of.inference.family_alpha)
+    return [
+        "".join(page.text(part) if isinstance(part, Printed) else part for part in sentence)
+        for sentence in sentences
+    ]
+
+
+def test_summary_is_three_to_five_sentences_of_verdicts():
+    of = study()
+    numbers = ledger(of)
+    sentences = said(summary(of, numbers), of, numbers)
+    assert sentences[0] == "66 cells and one untrained baseline gave 188\u00a0672 answers."
+    assert sentences[1].startswith("Differing from 0 among the registered contrasts: generic_cot")
+    assert sentences[1].count("(+0.200)") == len(of.contrast_list)
+    assert sentences[2] == (
+        "contradicting_cot and generic_cot are, in source loss, not shown equivalent within ±0.03, "
+        "and not shown equivalent within ±0.05."
+    )
+    assert sentences[3].startswith("How far to trust this: HIGH confidence. Equal recipes")
+    assert len(sentences) == 4
+
+
+def test_summary_tells_what_is_not_shown():
+    of = study()
+    numbers = ledger(of, question={"p_holm": 0.011})
+    sentences = said(summary(of, numbers), of, numbers)
+    assert sentences[1].startswith("Not shown to differ from 0: ")
+    assert not [sentence for sentence in sentences if sentence.startswith("Differing")]
+    unsure = [step for step in next_steps(of, numbers) if "Add evaluation questions" in step]
+    assert len(unsure) == 1
+    assert unsure[0].count("−") == len(of.contrast_list)
+    assert not [step for step in next_steps(of, ledger(of)) if "Add evaluation" in step]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "within"),
+    [(-0.029, 0.029, True), (-0.03, 0.0, False), (0.0, 0.03, False), (0.04, 0.05, False)],
+)
+def test_equivalence_is_strict(low, high, within):
+    number = Number("x", 0.0, "", 1, "", "", "", (), low, high)
+    assert equivalent(number, 0.03) is within
+
+
+def test_next_steps_follow_from_what_weakens():
+    of = study(origin=None)
+    assert any("Train every contrasted arm here" in step for step in next_steps(of, ledger(of)))
+    of = study()
+    assert not any("Train every" in step for step in next_steps(of, ledger(of)))
+    few = study(seeds=[42, 137])
+    assert "Add training seeds." in next_steps(few, ledger(few))
+
+
+def test_contrast_ids_are_those_of_the_ledger(landed):
+    ids = set(landed.frames["more"]["numbers"]["number_id"])
+    for contrast in landed.study.contrast_list:
+        assert contrast_id(landed.study, contrast) in ids
