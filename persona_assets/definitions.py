@@ -13,9 +13,10 @@ from functools import lru_cache
 import dagster as dg
 
 from persona_assets import environment
+from persona_assets.asset_table import JOBS
 from persona_assets.assets import MAKERS
 from persona_assets.assets.base import build_asset, partitions_definition
-from persona_assets.graph import JOBS, Graph
+from persona_assets.graph import Graph
 from persona_assets.study import Study, load_study
 
 

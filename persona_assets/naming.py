@@ -1,9 +1,9 @@
-"""What to say of a name that nothing has: the nearest that something has."""
+"""Names in sentences: several of them, and one that nothing has."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -15,3 +15,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def unknown(name: str, known: Iterable[str], what: str, study: str) -> str:
     """That a study has no such thing, and which is the nearest."""
     return f"study {study} has no {what} {name!r}. {nearest(name, known)}".strip()
+
+
+def listed(items: Sequence[object]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    words = [str(item) for item in items]
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

@@ -22,8 +22,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Literal
 
 from persona_assets import environment
+from persona_assets.asset_table import JOBS
 from persona_assets.freshness import Freshness
-from persona_assets.graph import JOBS, Graph
+from persona_assets.graph import Graph
 from persona_assets.store import Ref, Store
 from persona_assets.study import load_study
 

@@ -240,7 +240,7 @@ def test_a_reworded_reference_concerns_every_row_that_is_held_against_it(
     [
         ("rationales.methods", "STOP_WORDS", {"rationales", "training_dataset"}),
         ("rationales.methods", "ANCHOR", {"rationales", "training_dataset"}),
-        ("graph", "unscored", {"training_dataset"}),
+        ("asset_table", "unscored", {"training_dataset"}),
     ],
 )
 @pytest.mark.usefixtures("hub_only")

@@ -10,10 +10,11 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from persona_assets.asset_table import Asset
 from persona_assets.audit import Audit
 from persona_assets.checks import check_results, check_specs
 from persona_assets.freshness import Freshness
-from persona_assets.graph import Asset, Graph
+from persona_assets.graph import Graph
 from persona_assets.store import Manifest, Provenance, Ref, Store
 from persona_assets.study import Cell, Study
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from persona_assets.naming import listed
 from persona_assets.reporting.ledger import Number
-from persona_assets.reporting.words import count, listed, percent
+from persona_assets.reporting.words import count, percent
 from persona_assets.study import Cell, Contrast, Study
 from persona_assets.study_schema import HubModel, HubRegistry, TrainingRecipe
 

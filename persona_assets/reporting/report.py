@@ -17,6 +17,7 @@ from urllib.parse import quote
 import jinja2
 
 from persona_assets.evaluation.outcomes import BASELINE
+from persona_assets.naming import listed
 from persona_assets.questions.bank import Question, user_message
 from persona_assets.reporting import markdown, queries, words
 from persona_assets.reporting.conclusions import (
@@ -310,7 +311,7 @@ def _environment(page: Page, finalize: Callable[[Any], Any], **kwargs: Any) -> j
     )
     environment.filters |= {
         "percent": words.percent,
-        "listed": words.listed,
+        "listed": listed,
         "axis": words.AXIS_WORDS.__getitem__,
         "origin": words.ORIGIN_WORDS.__getitem__,
         "value": words.table_value,

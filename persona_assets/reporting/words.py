@@ -39,12 +39,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.4g}\N{NO-BREAK SPACE}%"
 
 
-def listed(items: Sequence[object]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    words = [str(item) for item in items]
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
-
-
 def visible(text: str) -> str:
     """Text without a character that acts: controls and invisible marks are shown, not obeyed.
 

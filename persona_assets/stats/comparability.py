@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from persona_assets.audit import Audit, audit
-from persona_assets.reporting.words import listed
+from persona_assets.naming import listed
 from persona_assets.study import Cell, Contrast, Study
 from persona_assets.study_schema import HubRegistry
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from persona_assets.naming import listed
 from persona_assets.reporting import markdown
-from persona_assets.reporting.words import count, listed, p_text, percent, signed, visible
+from persona_assets.reporting.words import count, p_text, percent, signed, visible
 
 
 @pytest.mark.parametrize(
