@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from persona_assets.reporting.style import (
     MUTED,
     STYLE,
     VERMILLION,
+    source_markers,
     svg_of,
 )
 from persona_assets.reporting.words import AXIS_WORDS, p_text, signed
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HEADLINE, _PAIRS, _MARGIN = BLUE, VERMILLION, GREEN
-_MARKERS = "osD^vPX*<>hp"
 _SOURCES_A_LINE, _LEGEND_LINE = 6, 0.22  # entries, inches
 
 
@@ -112,7 +111,7 @@ def _draw_row(axes: Axes, row: _ForestRow, study: Study) -> None:
         y = row.y + shift
         axes.hlines(y, value["ci_low"], value["ci_high"], color=color, linewidth=width, zorder=3)
         axes.plot(value["estimate"], y, "s", color=color, markersize=2.6 * width**0.8, zorder=4)
-    for source, marker in _markers(study):
+    for source, marker in source_markers(study):
         if value := row.values.get((source, HEADLINE_SCHEME)):
             axes.plot(
                 value["estimate"],
@@ -124,11 +123,6 @@ def _draw_row(axes: Axes, row: _ForestRow, study: Study) -> None:
                 markeredgewidth=0.9,
                 zorder=2,
             )
-
-
-def _markers(study: Study) -> Iterator[tuple[str, str]]:
-    """Each source with its marker; past the twelfth they come round again."""
-    return zip(study.sources, itertools.cycle(_MARKERS), strict=False)
 
 
 def _forest_labels(axes: Axes, rows: Sequence[_ForestRow], study: Study) -> None:
@@ -177,7 +171,7 @@ def _forest_legend(figure: Figure, rows: Sequence[_ForestRow], study: Study) -> 
     hollow = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": MUTED}
     sources = [
         Line2D([], [], marker=marker, markersize=4.5, label=source, **hollow)
-        for source, marker in _markers(study)
+        for source, marker in source_markers(study)
     ]
     # Many sources take several lines, which the axes leave room for (see forest_plot).
     for handles, inches in ((schemes, 0.05 + _LEGEND_LINE * _source_lines(study)), (sources, 0.05)):

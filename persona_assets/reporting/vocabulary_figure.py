@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from persona_assets.reporting.style import (
     MUTED,
     STYLE,
     VERMILLION,
+    source_markers,
     svg_of,
 )
 from persona_assets.reporting.words import percent, signed
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _AXIS = "bystander_leakage"
 _COLORS = (BLUE, VERMILLION, GREEN)
-_MARKERS = "osD^vPX*<>hp"
 #: Heights of an arm's rows, in rows.
 _STEP, _GAP = 0.62, 0.5
 #: Of a share: effects are of the order of a word in a hundred.
@@ -117,7 +116,7 @@ def _draw_row(axes: Axes, row: _Row, study: Study) -> None:
     )
     if len(row.sources) == 1:
         return
-    for source, marker in _markers(study):
+    for source, marker in source_markers(study):
         if own := row.values.get(source):
             axes.plot(
                 own["estimate"],
@@ -129,11 +128,6 @@ def _draw_row(axes: Axes, row: _Row, study: Study) -> None:
                 markeredgewidth=0.8,
                 zorder=2,
             )
-
-
-def _markers(study: Study) -> Iterator[tuple[str, str]]:
-    """Each source with its marker; past the twelfth they come round again."""
-    return zip(study.sources, itertools.cycle(_MARKERS), strict=False)
 
 
 def _labels(axes: Axes, rows: Sequence[_Row], study: Study) -> None:
@@ -177,7 +171,7 @@ def _legend(figure: Figure, study: Study) -> None:
     hollow = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": MUTED}
     sources = [
         Line2D([], [], marker=marker, markersize=4, label=source, **hollow)
-        for source, marker in _markers(study)
+        for source, marker in source_markers(study)
     ]
     for handles, inches in ((macro, 0.34), (sources, 0.08)):
         figure.legend(
