@@ -166,10 +166,13 @@ def test_estimates_are_plain_means_of_shares(quantity, scaffold, axis):
 
 
 @pytest.fixture(scope="module")
-def db():
+def db(tmp_path_factory):
+    file = tmp_path_factory.mktemp("scores") / "scores.parquet"
+    SCORES.write_parquet(file)
     connection = duckdb.connect()
-    connection.register("frame", SCORES)
-    connection.execute("CREATE TABLE vocabulary_scores AS SELECT * FROM frame ORDER BY hash(score)")
+    connection.execute(
+        f"CREATE TABLE vocabulary_scores AS SELECT * FROM '{file}' ORDER BY hash(score)"
+    )
     yield connection
     connection.close()
 
