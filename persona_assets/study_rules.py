@@ -16,7 +16,8 @@ from persona_assets.study_schema import HubRegistry, LocalRegistry, MiniatureQue
 if TYPE_CHECKING:
     from persona_assets.study import Study
 
-#: A scope of estimates, and so no source's name.
+#: The scope over all sources of an estimate; every other scope is one source, so no source has
+#: this name.
 MACRO = "macro"
 
 

@@ -13,10 +13,8 @@ from typing import Literal
 from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.stats.losses import AXES
 from persona_assets.study import Cell, Contrast, Study
+from persona_assets.study_rules import MACRO
 from persona_assets.study_schema import Axis, EquivalenceTest
-
-#: The scope over all the sources of an estimand; every other scope is one source.
-MACRO = "macro"
 
 #: ``contrast``: registered, under the registered scaffold. Exploratory: ``matched``, the
 #: registered contrasts with each arm under the scaffold it was trained with; ``mismatch``, an arm
