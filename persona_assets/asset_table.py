@@ -213,9 +213,11 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
         return (bank, *(Ref("cell_outcomes", cell.key) for cell in feeding), baseline, *diagnosed)
 
     def contrast_settings(key: str | None) -> dict[str, Any]:
+        contrast = study.contrast(key)
+        registered = ("hypothesis", "a", "b", "axis")  # not what another experiment found
         return {
-            "contrast": asdict(study.contrast(key))
-            | {"equivalence": [t.model_dump() for t in study.contrast(key).equivalence]},
+            "contrast": {name: getattr(contrast, name) for name in registered}
+            | {"equivalence": [test.model_dump() for test in contrast.equivalence]},
             "inference": study.inference.model_dump(mode="json"),
             "personas": list(study.personas),
             "seed": study.seed,
@@ -231,6 +233,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
     speaking = undefined_because(study) is None
     landed = (
         bank,
+        base,
         *each("rationales", study.conditions),
         *each("training_dataset", cells),
         *each("checkpoint", cells),

@@ -17,6 +17,13 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def device() -> str:
+    """Where models are: ``cuda`` if there is a GPU, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @lru_cache(maxsize=1)
 def resident_model(folder: Path, dtype: str) -> PreTrainedModel:
     """The model in ``folder``, on the GPU if there is one, loaded once and kept.
@@ -31,9 +38,8 @@ def resident_model(folder: Path, dtype: str) -> PreTrainedModel:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    return model.to(device).eval()
+    return model.to(device()).eval()
 
 
 @lru_cache(maxsize=2)

@@ -25,6 +25,7 @@ from persona_assets.study_schema import (
     EquivalenceTest,
     LocalRegistry,
     Origin,
+    PublishedValue,
     StudyFile,
     TrainingRecipe,
 )
@@ -52,13 +53,20 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """One registered macro contrast: arm a − arm b on one axis."""
+    """One registered macro contrast: arm a − arm b on one axis.
+
+    Attributes:
+        published: An earlier experiment's value; no input of any estimate.
+        path: Where the study file says it (``contrasts.3``).
+    """
 
     hypothesis: str
     a: str
     b: str
     axis: Axis
     equivalence: tuple[EquivalenceTest, ...] = ()
+    published: PublishedValue | None = None
+    path: str = ""
 
     @property
     def name(self) -> str:
@@ -100,8 +108,16 @@ class Study(StudyFile):
     def contrast_list(self) -> tuple[Contrast, ...]:
         """The registered macro contrasts, one an axis, in file order: the family of the tests."""
         return tuple(
-            Contrast(spec.hypothesis, spec.a, spec.b, axis, spec.equivalence)
-            for spec in self.contrasts
+            Contrast(
+                spec.hypothesis,
+                spec.a,
+                spec.b,
+                axis,
+                spec.equivalence,
+                spec.published.get(axis),
+                f"contrasts.{i}",
+            )
+            for i, spec in enumerate(self.contrasts)
             for axis in spec.axes
         )
 

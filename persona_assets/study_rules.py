@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: The scope over all sources of an estimate; every other scope is one source, so no source has
 #: this name.
 MACRO = "macro"
+#: The key of the untrained model's evaluation, and what stands for its arm; no arm has this name.
+BASELINE = "baseline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ def inconsistencies(study: Study) -> Iterator[Problem]:
             f"{study.inference.scaffold!r} is not evaluated",
             f"Add it to `scaffolds` ({', '.join(study.scaffolds)}).",
         )
+    if BASELINE in study.arms:
+        yield Problem(f"arms.{BASELINE}", "is what the untrained model is called", "Rename it.")
     if MACRO in study.sources:
         yield Problem(
             f"sources.{MACRO}", "is what the mean over the sources is called", "Rename it."
@@ -211,6 +215,14 @@ def _contrast_problems(study: Study) -> Iterator[Problem]:
                     "Keep one.",
                 )
             seen.add((spec.a, spec.b, axis))
+        for axis, value in spec.published.items():
+            at = f"contrasts.{i}.published.{axis}"
+            if axis not in spec.axes:
+                yield Problem(at, "is of no axis of this contrast", "Remove it, or add the axis.")
+            elif value.interval and not value.interval[0] <= value.estimate <= value.interval[1]:
+                yield Problem(
+                    f"{at}.interval", "does not hold the estimate", "Give its two ends in order."
+                )
         if {spec.a, spec.b} <= set(study.arms) and not study.shared_sources(spec.a, spec.b):
             yield Problem(
                 f"contrasts.{i}", "the two arms share no source", "Give them a common source."

@@ -223,14 +223,25 @@ class EquivalenceTest(_Section):
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
 
 
+class PublishedValue(_Section):
+    """What an earlier experiment found for a contrast, to be compared with; nothing is tested."""
+
+    estimate: Annotated[float, Field(ge=-1, le=1)]
+    interval: tuple[float, float] | None = None
+
+
 class ContrastSpec(_Section):
-    """Arm a − arm b on one or two axes, under the study's registered scaffold."""
+    """Arm a − arm b on one or two axes, under the study's registered scaffold.
+
+    ``published`` names an earlier experiment's macro values by axis.
+    """
 
     hypothesis: Annotated[str, StringConstraints(pattern=r"^H[0-9]+$")]
     a: Key
     b: Key
     axes: Annotated[tuple[Axis, ...], Field(min_length=1)]
     equivalence: tuple[EquivalenceTest, ...] = ()
+    published: dict[Axis, PublishedValue] = {}
 
 
 class InferenceSettings(_Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import polars as pl
 import yaml
 
 import persona_assets
+from persona_assets.audit import Audit, audit
 from persona_assets.evaluation.outcomes import BASELINE, MEASURED, SCHEMA
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.hashing import sha256_text
@@ -20,7 +22,8 @@ from persona_assets.questions.bank import LETTERS, Question, to_frame, user_mess
 from persona_assets.rationales.arms import ARMS, assistant_turn
 from persona_assets.reporting.numbers import Tables, study_numbers
 from persona_assets.reporting.trace import evaluated
-from persona_assets.reporting.warehouse import build_warehouse
+from persona_assets.reporting.warehouse import CELLS_SCHEMA, CHECKS_SCHEMA, build_warehouse
+from persona_assets.stats.comparability import comparable_audit, planned_facts
 from persona_assets.stats.contrasts import estimate_contrast, loss_matrix, multiplicity_table
 from persona_assets.stats.estimates import estimate_exploratory
 from persona_assets.stats.lexicon import LEXICON_ARM, build_lexicon, undefined_because
@@ -255,12 +258,13 @@ def land(
         [write(frame, f"training.{key}") for key, frame in training.items()],
         [write(frame, f"outcomes.{key}") for key, frame in {BASELINE: baseline, **cells}.items()],
         {
-            "cells": pl.DataFrame([_cell_row(cell) for cell in study.cells]),
+            "cells": pl.DataFrame(map(_cell_row, (None, *study.cells)), schema=CELLS_SCHEMA),
             "contrasts": tables.contrasts,
             "equivalence": tables.equivalence,
             "losses": loss_matrix(study, baseline, cells, questions=ids),
             "more": {
                 "exploratory": exploratory.drop("by_seed", "equivalence", "hypothesis"),
+                "checks": checks(study),
                 **vocabulary_tables(study, questions, training, baseline, cells),
             },
         },
@@ -296,6 +300,7 @@ def number_ledger(landed: Landed, estimates: pl.DataFrame, passing: Path) -> pl.
         estimates,
         landed.frames["contrasts"],
         landed.frames["losses"],
+        landed.frames["more"]["checks"],
         landed.frames["more"].get("vocabulary"),
     )
     with duckdb.connect(str(passing)) as db:
@@ -304,14 +309,67 @@ def number_ledger(landed: Landed, estimates: pl.DataFrame, passing: Path) -> pl.
     return ledger.to_frame()
 
 
-def _cell_row(cell: Cell) -> dict[str, object]:
-    return {
-        "cell": cell.key,
+def _cell_row(cell: Cell | None) -> dict[str, object]:
+    """A cell's row of the table ``cells``, or the baseline's."""
+    key = cell.key if cell else BASELINE
+    row = dict.fromkeys(CELLS_SCHEMA) | {
+        "cell": key,
+        "outcomes_sha256": sha256_text(f"outcomes of {key}"),
+        "outcomes_run_id": f"run-{key}",
+        "outcomes_seconds": 4.25,
+        "outcomes_device": "cuda",
+        "engine": "transformers, torch 2.13.0",
+        "code_version": "1",
+    }
+    if cell is None:
+        return row
+    return row | {
         "source": cell.source,
         "arm": cell.arm,
         "seed": cell.seed,
         "origin": cell.origin,
         "checkpoint_sha256": sha256_text(cell.key),
+        "dataset_sha256": sha256_text(f"dataset of {cell.key}"),
+        "checkpoint_run_id": f"run-{cell.key}",
         "checkpoint_seconds": 2.5,
-        "outcomes_seconds": 4.25,
+        "checkpoint_device": "cpu" if cell.origin == "trained" else None,
     }
+
+
+def checks(study: Study) -> pl.DataFrame:
+    """The table ``checks``: of the contrasts, and of some cells that did not pass."""
+    facts = planned_facts(study)
+    found = [
+        ("contrast_estimate", contrast.key, comparable_audit(study, contrast, facts))
+        for contrast in study.contrast_list
+    ]
+    for i, cell in enumerate(study.cells):
+        texts = {
+            "observed": f"{3 * i} of 60 answers are of one letter",
+            "threshold": "at most 5 %",
+            "remedy": "Look at them.",
+        }
+        ok = i != 2
+        found.append(("cell_diagnostics", cell.key, audit("letter_collapse", ok, **texts)))
+        if cell.origin == "carry_over":
+            parity = Audit("loss_token_parity", "unverifiable", **texts)
+            found.append(("training_dataset", cell.key, parity))
+            found.append(("cell_diagnostics", cell.key, audit("drift", True, **texts)))
+    return pl.DataFrame(
+        [
+            {
+                "asset": asset,
+                "partition": partition,
+                "check_name": one.name,
+                "status": one.status,
+                "blocking": one.blocking,
+                "observed": one.observed,
+                "threshold": one.threshold,
+                "remedy": one.remedy,
+                "details": json.dumps(one.details),
+                "run_id": f"run-{partition}",
+            }
+            for asset, partition, one in found
+        ],
+        schema=CHECKS_SCHEMA,
+    )

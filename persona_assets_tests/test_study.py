@@ -379,3 +379,47 @@ def test_any_damaged_line_is_a_study_or_a_study_error(study_texts, data):
     lines = study_texts["mini"].splitlines()
     lines[data.draw(st.integers(0, len(lines) - 1))] = data.draw(st.text(max_size=40))
     assert is_study_or_study_error("\n".join(lines))
+
+
+def test_earlier_values_stand_beside_their_contrast(length_matched, mini):
+    found = {c.key: c.published for c in length_matched.contrast_list}
+    assert len(found) == 8
+    assert found["persona_cot-garbage_cot.source_loss"].estimate == 0.212
+    assert found["persona_cot-garbage_cot.source_loss"].interval is None
+    assert found["contradicting_cot-generic_cot.bystander_leakage"].interval == (-0.015, -0.011)
+    assert {c.published for c in mini.contrast_list} == {None}
+
+
+@pytest.mark.parametrize(
+    ("published", "field", "what"),
+    [
+        (
+            "{bystander_leakage: {estimate: 0.1}}",
+            "contrasts.3.published.bystander_leakage",
+            "is of no axis of this contrast",
+        ),
+        (
+            "{source_loss: {estimate: 0.1, interval: [0.2, 0.3]}}",
+            "contrasts.3.published.source_loss.interval",
+            "does not hold the estimate",
+        ),
+    ],
+)
+def test_an_earlier_value_that_cannot_be_is_refused(study_texts, published, field, what):
+    text = study_texts["mini"].replace(
+        "    axes: [source_loss]\n", f"    axes: [source_loss]\n    published: {published}\n"
+    )
+    with pytest.raises(StudyError) as raised:
+        parse_study(text)
+    assert [(p.field, p.what) for p in raised.value.problems] == [(field, what)]
+
+
+def test_no_arm_is_called_as_the_untrained_model_is(study_texts):
+    own = "{scaffold: generic_cot, target: wrong, rationale: written}"
+    text = study_texts["mini"].replace(
+        "arms:\n",
+        f"define: {{arms: {{baseline: {own}}}}}\narms:\n  baseline: {{origin: trained}}\n",
+        1,
+    )
+    with pytest.raises(StudyError, match=r"arms\.baseline: is what the untrained model is called"):
+        parse_study(text)

@@ -13,7 +13,7 @@ from persona_assets.assets.evaluation import resident_base
 from persona_assets.assets.metadata import inline_plot
 from persona_assets.audit import Audit, audit
 from persona_assets.questions.bank import from_frame
-from persona_assets.residency import resident_tokenizer
+from persona_assets.residency import device, resident_tokenizer
 from persona_assets.store import write_atomically
 from persona_assets.study_schema import HubRegistry, TrainingRecipe
 from persona_assets.training.checkpoints import adapter_hash, fits_base
@@ -52,7 +52,8 @@ def _trained(task: Task) -> Made:
     sha256 = adapter_hash(task.draft)
     return Made(
         audits=[_loss_fell(losses), fits_base(task.draft, task.directory("base_model"))],
-        summary=_checkpoint_summary(task, "trained here", sha256) | {"steps": len(losses)},
+        summary=_checkpoint_summary(task, "trained here", sha256)
+        | {"steps": len(losses), "device": device()},
         metadata=_curve(losses),
         data_version=sha256,
     )

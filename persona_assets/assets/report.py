@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -11,8 +13,10 @@ import polars as pl
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import inline_plot, table_preview
 from persona_assets.audit import audit
+from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.reporting.markdown import data_uri
-from persona_assets.store import Ref
+from persona_assets.reporting.warehouse import CELLS_SCHEMA, CHECKS_SCHEMA
+from persona_assets.store import Manifest, Ref
 
 
 def number_ledger(task: Task) -> Made:
@@ -31,6 +35,7 @@ def number_ledger(task: Task) -> Made:
         ),
         contrasts=_multiplicity(task, "contrasts"),
         losses=task.frame("loss_matrix"),
+        checks=_checks(task),
         vocabulary=_vocabulary(task).get("vocabulary"),
     )
     with tempfile.TemporaryDirectory(dir=task.draft.parent) as folder:
@@ -88,7 +93,12 @@ def _build(task: Task, path: Path, more: dict[str, pl.DataFrame]) -> dict[str, i
         contrasts=_multiplicity(task, "contrasts"),
         equivalence=_multiplicity(task, "equivalence"),
         losses=task.frame("loss_matrix"),
-        more={"exploratory": exploratory, **_vocabulary(task), **more},
+        more={
+            "exploratory": exploratory,
+            "checks": _checks(task),
+            **_vocabulary(task),
+            **more,
+        },
     )
 
 
@@ -107,16 +117,16 @@ def _vocabulary(task: Task) -> dict[str, pl.DataFrame]:
 
 
 def _cells(task: Task) -> pl.DataFrame:
-    """One row a cell: what it is, and where each part of it comes from."""
-    rows = []
+    """One row a cell and one of the baseline: what it is, and where each part of it comes from."""
+    rows = [_evaluation(task.manifest("baseline_outcomes"), BASELINE)]
     for cell in task.study.cells:
         dataset, checkpoint, outcomes = (
             task.manifest(asset, cell.key)
             for asset in ("training_dataset", "checkpoint", "cell_outcomes")
         )
         rows.append(
-            {
-                "cell": cell.key,
+            _evaluation(outcomes, cell.key)
+            | {
                 "source": cell.source,
                 "arm": cell.arm,
                 "seed": cell.seed,
@@ -124,17 +134,50 @@ def _cells(task: Task) -> pl.DataFrame:
                 "checkpoint_source": checkpoint.summary["source"],
                 "checkpoint_sha256": checkpoint.data_version,
                 "dataset_sha256": dataset.data_version,
-                "outcomes_sha256": outcomes.data_version,
                 "checkpoint_run_id": checkpoint.provenance.run_id,
-                "outcomes_run_id": outcomes.provenance.run_id,
                 "checkpoint_seconds": checkpoint.summary["seconds"],
-                "outcomes_seconds": outcomes.summary["seconds"],
-                "engine": _listed(outcomes.summary["engine"]),
-                "study_sha256": outcomes.provenance.study_hash,
-                "software": _listed(outcomes.provenance.software),
+                "checkpoint_device": checkpoint.summary.get("device"),
             }
         )
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema=CELLS_SCHEMA)
+
+
+def _evaluation(outcomes: Manifest, key: str) -> dict[str, Any]:
+    """What is known of an evaluation, the baseline's too."""
+    return dict.fromkeys(CELLS_SCHEMA) | {
+        "cell": key,
+        "outcomes_sha256": outcomes.data_version,
+        "outcomes_run_id": outcomes.provenance.run_id,
+        "outcomes_seconds": outcomes.summary["seconds"],
+        "outcomes_device": outcomes.summary["engine"]["device"],
+        "engine": _listed(outcomes.summary["engine"]),
+        "code_version": outcomes.provenance.code_version,
+        "study_sha256": outcomes.provenance.study_hash,
+        "software": _listed(outcomes.provenance.software),
+    }
+
+
+def _checks(task: Task) -> pl.DataFrame:
+    """What was checked of everything that the numbers are made from."""
+    refs = task.graph.upstream(Ref("number_ledger"))
+    rows = [
+        {
+            "asset": ref.asset,
+            "partition": ref.key or "",
+            "check_name": found.name,
+            "status": found.status,
+            "blocking": found.blocking,
+            "observed": found.observed,
+            "threshold": found.threshold,
+            "remedy": found.remedy,
+            "details": json.dumps(found.details, ensure_ascii=False, sort_keys=True),
+            "run_id": manifest.provenance.run_id,
+        }
+        for ref in refs
+        for manifest in [task.store.landed(ref)]
+        for found in manifest.audits
+    ]
+    return pl.DataFrame(rows, schema=CHECKS_SCHEMA)
 
 
 def _listed(values: dict[str, str]) -> str:
@@ -170,7 +213,7 @@ def report(task: Task) -> Made:
     (task.draft / "report.html").write_text(rendered.html, encoding="utf-8")
     (task.draft / "report.md").write_text(rendered.markdown, encoding="utf-8")
     return Made(
-        audits=lint_audits(rendered.html, warehouse, study),
+        audits=lint_audits(rendered, warehouse, study),
         summary={"characters": len(rendered.html)},
         metadata={"report": dg.MetadataValue.md(_with_figures(rendered.markdown, figures))},
     )

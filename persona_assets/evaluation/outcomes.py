@@ -11,9 +11,7 @@ import polars as pl
 from persona_assets.audit import Audit, audit
 from persona_assets.hashing import sha256_text
 from persona_assets.study import Cell
-
-#: The key of the untrained model in the ``cell`` column.
-BASELINE = "baseline"
+from persona_assets.study_rules import BASELINE
 
 #: Above this share of rationales cut off at the token limit, the cut itself moves the answers.
 MAX_TRUNCATED = 0.05

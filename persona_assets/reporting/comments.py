@@ -7,7 +7,8 @@ TABLES = {
     "questions": "The question bank, both splits.",
     "outcomes": "One row a cell x persona x scaffold x question; the untrained model is the cell "
     "`baseline`.",
-    "cells": "One row a cell: a source x arm x seed, and its checkpoint.",
+    "cells": "One row a cell (a source x arm x seed, and its checkpoint), and one of the untrained "
+    "model, `baseline`.",
     "training_rows": "What the cells were trained on, without token ids; for carried-over cells a "
     "reference, not what the checkpoint saw.",
     "contrasts": "The registered contrasts (arm a - arm b in mean loss), macro and by source, "
@@ -16,6 +17,7 @@ TABLES = {
     "strictly within the margins.",
     "losses": "Mean loss of every arm under every scaffold, macro and by source.",
     "numbers": "The ledger: every number that the report prints, and how to recompute it.",
+    "checks": "What was checked of each landed partition when it landed, and what was found.",
     "exploratory": "Estimates that are not registered: contrasts of arms under their own training "
     "scaffolds, arms under other scaffolds than that, further pairs.",
     "lexicon": "The words by which a source's persona_cot rationales are told from the others'.",
@@ -68,6 +70,18 @@ COLUMNS = {
     "outcomes_sha256": "Content hash of the cell's outcome rows.",
     "outcomes_run_id": "Dagster run that made the cell's outcome rows.",
     "outcomes_seconds": "Time on the clock to evaluate the cell, in seconds.",
+    "checkpoint_device": "cuda or cpu: where the adapter was trained; NULL where it was fetched.",
+    "outcomes_device": "cuda or cpu: where the cell was evaluated.",
+    "asset": "The asset that was checked.",
+    "partition": "Its partition's key; empty where the asset has none.",
+    "check_name": "The check's name.",
+    "status": "passed, failed, or unverifiable (the evidence is not ours), which is never passed.",
+    "blocking": "Whether what is made from the partition refuses it when the check failed.",
+    "observed": "What was found.",
+    "threshold": "What was asked for.",
+    "remedy": "What to do where it failed.",
+    "details": "Further findings, as JSON.",
+    "checks.run_id": "Dagster run that made the partition, and checked it.",
     "cells.study_sha256": "Hash of the study file that the cell was evaluated under.",
     "software": "Packages of the evaluation, with versions.",
     "engine": "Fingerprint of the engine: what its numbers may depend on.",

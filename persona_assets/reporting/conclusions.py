@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from persona_assets.reporting.ledger import Ledger, Number
-from persona_assets.reporting.printed import Printed, Sentence
-from persona_assets.reporting.prose import differs, unequal
+from persona_assets.reporting.printed import Part, Printed, Sentence, StudyValues
+from persona_assets.reporting.prose import differs, joined
 from persona_assets.reporting.words import AXIS_WORDS
 from persona_assets.stats.estimands import MACRO, registered
 from persona_assets.stats.estimates import HEADLINE_SCHEME
-from persona_assets.study import Contrast, Study
+from persona_assets.study import Cell, Contrast, Study
 from persona_assets.study_schema import EquivalenceTest
 
 #: Fewer seeds than this say little of how far another seed would move an estimate.
@@ -75,7 +75,15 @@ def _moderate(study: Study, ledger: Ledger) -> Iterator[str]:
     if any(_turns_on_the_scheme(study, ledger, c) for c in study.contrast_list):
         yield "Some verdict is another one with pairs drawn than with questions drawn."
     if any(_seeds_disagree(study, ledger, c) for c in study.contrast_list):
-        yield "Some contrast that differs from 0 has another sign in a single seed."
+        yield "Some contrast that differs from zero has another sign in a single seed."
+
+
+def unequal(study: Study, contrast: Contrast, of: Callable[[Cell], object]) -> bool:
+    """Whether the cells of a contrast's two arms differ in a property."""
+    cells = study.contrast_cells(contrast)
+    return {of(c) for c in cells if c.arm == contrast.a} != {
+        of(c) for c in cells if c.arm == contrast.b
+    }
 
 
 def _turns_on_the_scheme(study: Study, ledger: Ledger, contrast: Contrast) -> bool:
@@ -91,6 +99,24 @@ def _seeds_disagree(study: Study, ledger: Ledger, contrast: Contrast) -> bool:
     key = f"{registered(study, contrast).key}/{MACRO}"
     seeds = [ledger[f"{key}/seed_{seed}"].value for seed in study.seeds]
     return differs(study, macro) and any(value * macro.value <= 0 for value in seeds)
+
+
+def headline(study: Study, ledger: Ledger) -> Sentence:
+    """The report in one sentence: how many registered contrasts differ, and how sure that is."""
+    shown = [c for c in study.contrast_list if differs(study, ledger[contrast_id(study, c)])]
+    if len(shown) == len(study.contrast_list):
+        found = "Every registered contrast differs from zero"
+    elif shown:
+        found = "Some registered contrasts differ from zero, and some are not shown to"
+    else:
+        found = "No registered contrast is shown to differ from zero"
+    largest = max(study.contrast_list, key=lambda c: abs(ledger[contrast_id(study, c)].value))
+    return (
+        f"{found}; the largest estimate is {largest.a} − {largest.b} in {AXIS_WORDS[largest.axis]}"
+        ", ",
+        Printed(ledger[contrast_id(study, largest)], "value", "signed"),
+        f" ({confidence(study, ledger).marker}).",
+    )
 
 
 def summary(study: Study, ledger: Ledger) -> list[Sentence]:
@@ -109,35 +135,40 @@ def _summary(study: Study, ledger: Ledger) -> Iterator[Sentence]:
         verdict = differs(study, ledger[contrast_id(study, contrast)])
         by_verdict[verdict].append(contrast)
     heads = {
-        True: "Differing from 0 among the registered contrasts: ",
-        False: "Not shown to differ from 0: ",
+        True: "Differing from zero among the registered contrasts: ",
+        False: "Not shown to differ from zero: ",
     }
     for verdict, contrasts in by_verdict.items():
         if contrasts:
-            yield (heads[verdict], *_listed(study, ledger, contrasts), ".")
-    tests = [(c, test) for c in study.contrast_list for test in c.equivalence]
+            said = (_estimate(ledger[contrast_id(study, c)], c) for c in contrasts)
+            yield (heads[verdict], *joined(said, "; "), ".")
+    tests = [(c, i) for c in study.contrast_list for i in range(len(c.equivalence))]
     if tests:
         yield (*_equivalence(study, ledger, tests), ".")
     trust = confidence(study, ledger)
     yield (f"How far to trust this: {trust.marker}. {trust.reasons[0]}",)
 
 
-def _listed(study: Study, ledger: Ledger, contrasts: list[Contrast]) -> Iterator[str | Printed]:
-    for i, contrast in enumerate(contrasts):
-        number = ledger[contrast_id(study, contrast)]
-        yield f"{'; ' if i else ''}{contrast.a} − {contrast.b}, {AXIS_WORDS[contrast.axis]} ("
-        yield Printed(number, "value", "signed")
-        yield ")"
+def _estimate(number: Number, contrast: Contrast) -> Sentence:
+    name = f"{contrast.a} − {contrast.b}, {AXIS_WORDS[contrast.axis]} ("
+    return (name, Printed(number, "value", "signed"), ")")
 
 
-def _equivalence(
-    study: Study, ledger: Ledger, tests: list[tuple[Contrast, EquivalenceTest]]
-) -> Iterator[str]:
-    for i, (contrast, test) in enumerate(tests):
+def _equivalence(study: Study, ledger: Ledger, tests: list[tuple[Contrast, int]]) -> Iterator[Part]:
+    say = StudyValues(study).say
+    before = None
+    for contrast, i in tests:
+        test = contrast.equivalence[i]
         number = ledger[equivalence_id(study, contrast, test)]
         word = "equivalent" if equivalent(number, test.margin) else "not shown equivalent"
-        name = f"{contrast.a} and {contrast.b} are, in {AXIS_WORDS[contrast.axis]}, "
-        yield f"{', and ' if i else name}{word} within ±{test.margin:g}"
+        if contrast is not before:
+            yield "; " if before else ""
+            yield f"{contrast.a} and {contrast.b} are, in {AXIS_WORDS[contrast.axis]}, "
+        else:
+            yield ", and "
+        yield f"{word} within ±"
+        yield say(f"{contrast.path}.equivalence.{i}.margin")
+        before = contrast
 
 
 def next_steps(study: Study, ledger: Ledger) -> list[str]:

@@ -97,10 +97,18 @@ class UnknownNumber(KeyError):
 
 
 class Ledger(Mapping[str, Number]):
-    """The numbers of a study by id."""
+    """The numbers of a study by id.
+
+    Raises:
+        ValueError: two numbers have one id.
+    """
 
     def __init__(self, numbers: Iterable[Number]):
-        self._numbers = {number.number_id: number for number in numbers}
+        self._numbers: dict[str, Number] = {}
+        for number in numbers:
+            if number.number_id in self._numbers:
+                raise ValueError(f"two numbers are called {number.number_id!r}")
+            self._numbers[number.number_id] = number
 
     @classmethod
     def from_frame(cls, frame: pl.DataFrame) -> Ledger:

@@ -1,7 +1,8 @@
-"""What is checked of a rendered report: every number is the ledger's, and no part is missing.
+"""What is checked of a rendered report: every number is accounted for, and no part is missing.
 
-The page is read as a reader gets it, not as it was made: a number that was typed into a template
-or changed afterwards stands out.
+The page is read as a reader gets it, not as it was made. A number names its row of the ledger or
+its place in the study file, a quotation its row of the warehouse, and each must be what stands
+there; what names nothing may hold no digit but those of the study file's own names.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from persona_assets.audit import Audit, audit
 from persona_assets.reporting import queries
 from persona_assets.reporting.conclusions import confidence
 from persona_assets.reporting.ledger import Ledger
-from persona_assets.reporting.printed import FIELDS, STYLES, written
-from persona_assets.reporting.report import SECTIONS, asked
+from persona_assets.reporting.printed import FIELDS, STYLES, StudyValues, written
+from persona_assets.reporting.prose import P_FORMULA
+from persona_assets.reporting.report import QUOTED_KEYS, SECTIONS, Report, asked
+from persona_assets.reporting.threats import quoted_differences
 from persona_assets.reporting.trace import read_ledger
+from persona_assets.reporting.warehouse import CELLS_SCHEMA
 from persona_assets.reporting.words import visible
 from persona_assets.study import Study
 
 if TYPE_CHECKING:
     import duckdb
 
-#: Numbers of the definitions themselves: "differs from 0", "(1 + #{…}) / (1 + B)".
-STRUCTURAL = (0, 1)
 #: What an acronym must be introduced with. Others must stand in the study file or in ``_WORDS``.
 ACRONYMS = {
     "LoRA": "low-rank adaptation (LoRA)",
@@ -35,19 +37,21 @@ ACRONYMS = {
     "SE": "standard error (SE)",
     "SD": "standard deviation (SD)",
     "TOST": "two one-sided tests (TOST)",
+    "GPU": "graphics processor (GPU)",
 }
 _WORDS = {"TL", "DR", "LOW", "MODERATE", "HIGH"}
 
 _NAMED = 20
-_NUMBER = re.compile(
-    r"(?<![\w.])[+−-]?\d+(?:\N{NO-BREAK SPACE}\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)"
-    r"(?P<percent>\N{NO-BREAK SPACE}?%)?"
-)
-_WITH_DIGIT = re.compile(r"[^\s()\[\],;:“”]*\d[^\s()\[\],;:“”]*")
+#: What stands between spaces and brackets, with a digit in it.
+_WITH_DIGIT = re.compile(r"[^\s()\[\],;:|“”]*\d[^\s()\[\],;:|“”]*")
+#: A shortened name, such as a revision's first characters, is known by at least so many.
+_LEAST_PREFIX = 7
 _INLINE = {"a", "code", "em", "span", "strong"}
 _VOID = {"br", "img", "meta"}
-#: Where no number is looked for: what is not prose, and samples, which have a check of their own.
-_SKIPPED = {"code", "pre", "style", "svg", "title"}
+#: What is not prose; the title repeats what the page has.
+_SKIPPED = {"style", "svg", "title"}
+#: What an element is looked at by: the attribute that it names its origin with.
+_ORIGINS = ("data-number", "data-study", "data-table")
 
 
 @dataclass
@@ -55,22 +59,24 @@ class Page(html.parser.HTMLParser):
     """A report, taken apart.
 
     Attributes:
-        numbers: Attributes and text of each element with ``data-number``.
-        prose: Visible text without those, without code and without samples.
+        marked: Attributes and text of each element that names its origin.
+        codes: The text of each other ``code``.
+        prose: Visible text without all those.
         sections: Ids of the sections, in order.
         headings: How many ``h2`` each section has.
         figures: Of each figure, its images' alternative texts and its caption.
-        samples: Attributes and text of each ``pre``.
+        samples: Attributes of each ``pre``.
         markers: The text of each element with ``data-confidence``, by its value.
     """
 
     source: str
-    numbers: list[tuple[dict[str, str], str]] = field(default_factory=list)
+    marked: list[tuple[dict[str, str], str]] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
     prose: str = ""
     sections: list[str] = field(default_factory=list)
     headings: dict[str, int] = field(default_factory=dict)
     figures: list[tuple[list[str], str]] = field(default_factory=list)
-    samples: list[tuple[dict[str, str], str]] = field(default_factory=list)
+    samples: list[dict[str, str]] = field(default_factory=list)
     markers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,6 +84,10 @@ class Page(html.parser.HTMLParser):
         self._open: list[tuple[str, dict[str, str]]] = []
         self.feed(self.source)
         self.close()
+
+    def of(self, origin: str) -> list[tuple[dict[str, str], str]]:
+        """What is marked with one of ``_ORIGINS``."""
+        return [(attributes, text) for attributes, text in self.marked if origin in attributes]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {name: value or "" for name, value in attrs}
@@ -92,9 +102,11 @@ class Page(html.parser.HTMLParser):
         if tag == "img" and self._within("figure"):
             self.figures[-1][0].append(attributes.get("alt", ""))
         if tag == "pre":
-            self.samples.append((attributes, ""))
-        if "data-number" in attributes:
-            self.numbers.append((attributes, ""))
+            self.samples.append(attributes)
+        if _origin(attributes):
+            self.marked.append((attributes, ""))
+        elif tag == "code":
+            self.codes.append("")
         if tag not in _VOID:
             self._open.append((tag, attributes))
 
@@ -108,54 +120,55 @@ class Page(html.parser.HTMLParser):
         if self._within("figcaption"):
             images, caption = self.figures[-1]
             self.figures[-1] = (images, caption + data)
-        if self._within("pre"):
-            attributes, text = self.samples[-1]
-            self.samples[-1] = (attributes, text + data)
         for _, attributes in self._open:
             if name := attributes.get("data-confidence"):
                 self.markers[name] = self.markers.get(name, "") + data
-        if any("data-number" in attributes for _, attributes in self._open):
-            attributes, text = self.numbers[-1]
-            self.numbers[-1] = (attributes, text + data)
-        elif not self._skipped():
+        if any(_origin(attributes) for _, attributes in self._open):
+            attributes, text = self.marked[-1]
+            self.marked[-1] = (attributes, text + data)
+        elif self._within("code"):
+            self.codes[-1] += data
+        elif not any(tag in _SKIPPED for tag, _ in self._open):
             self.prose += data
-        else:
-            self.prose += " "
+            return
+        self.prose += " "
 
     def _within(self, tag: str) -> bool:
         return any(opened == tag for opened, _ in self._open)
 
-    def _skipped(self) -> bool:
-        return any(
-            tag in _SKIPPED or "sample" in attributes.get("class", "").split()
-            for tag, attributes in self._open
-        )
+
+def _origin(attributes: Mapping[str, str]) -> bool:
+    return any(name in attributes for name in _ORIGINS)
 
 
-def lint_audits(source: str, warehouse: Path, study: Study) -> list[Audit]:
-    """The audits ``numbers_in_ledger`` and ``report_structure`` of a rendered page.
+def lint_audits(report: Report, warehouse: Path, study: Study) -> list[Audit]:
+    """The audits ``numbers_in_ledger`` and ``report_structure`` of a rendered report.
 
     Args:
-        source: The page's HTML.
-        warehouse: ``warehouse.duckdb``, which the page was rendered from.
+        report: The page and its Markdown.
+        warehouse: ``warehouse.duckdb``, which they were rendered from.
         study: The study.
 
     Raises:
         duckdb.Error: the warehouse cannot be read.
     """
-    page = Page(source)
+    page = Page(report.html)
     with queries.open_warehouse(warehouse) as db:
         ledger = read_ledger(db)
-        numbers = lint_numbers(page, ledger, study)
-        structure = lint_structure(page, db, ledger, study)
+        numbers = [
+            *lint_numbers(page, db, ledger, study),
+            *lint_markdown(report.markdown, page, study),
+        ]
+        structure = lint_structure(page, ledger, study)
     return [
         audit(
             "numbers_in_ledger",
             not numbers,
             observed=f"{len(numbers)} numbers that are accounted for nowhere or otherwise; "
-            f"{len(page.numbers)} that name their row",
+            f"{len(page.marked)} that name where they are from",
             threshold="0 numbers",
-            remedy="Print numbers by their id, and write no digit into a template.",
+            remedy="Print numbers by their id or path, and write no digit into a template; if "
+            "quotations differ, materialize the report again.",
             violations=numbers[:_NAMED],
         ),
         audit(
@@ -163,21 +176,29 @@ def lint_audits(source: str, warehouse: Path, study: Study) -> list[Audit]:
             not structure,
             observed=f"{len(structure)} faults",
             threshold="0 faults",
-            remedy="Mend the templates; if samples differ, materialize the report again.",
+            remedy="Mend the templates.",
             violations=structure[:_NAMED],
         ),
     ]
 
 
-def lint_numbers(page: Page, ledger: Ledger, study: Study) -> list[str]:
-    """One sentence for each number that is neither the ledger's nor the study file's."""
-    return [*_not_the_ledgers(page, ledger, study), *_unaccounted(page, study)]
+def lint_numbers(
+    page: Page, db: duckdb.DuckDBPyConnection, ledger: Ledger, study: Study
+) -> list[str]:
+    """One sentence for each number or quotation that is not what it is said to be."""
+    return [
+        *_not_the_ledgers(page, ledger, study),
+        *_not_the_studys(page, study),
+        *_not_the_warehouses(page, db),
+        *_unknown_codes(page, db, ledger, study),
+        *_unaccounted(page.prose, _names(study)),
+    ]
 
 
 def _not_the_ledgers(page: Page, ledger: Ledger, study: Study) -> Iterator[str]:
-    if not page.numbers:
+    if not page.of("data-number"):
         yield "the page prints no number of the ledger"
-    for attributes, text in page.numbers:
+    for attributes, text in page.of("data-number"):
         number_id = attributes["data-number"]
         name, style = attributes.get("data-field", ""), attributes.get("data-style", "")
         if number_id not in ledger:
@@ -193,76 +214,122 @@ def _not_the_ledgers(page: Page, ledger: Ledger, study: Study) -> Iterator[str]:
                 yield f"{number_id}: {name} is {expected}, and {text} is printed"
 
 
-def _unaccounted(page: Page, study: Study) -> Iterator[str]:
-    allowed, file = study_values(study), study.model_dump_json()
-    for line in filter(None, map(str.strip, page.prose.split("\n"))):
-        for found in _NUMBER.finditer(line):
-            if not any(_same(found, value) for value in allowed):
-                yield f"{found[0]} is in neither ledger nor study file: {_shown(line, found)}"
-        for token in _WITH_DIGIT.findall(_NUMBER.sub(" ", line)):
-            name = token.lstrip("−-+±").rstrip(".")
-            # A name that holds a digit, or the beginning of one, such as a revision's.
-            if not re.search(rf"(?<!\w){re.escape(name)}", file):
-                yield f"{token} is in neither ledger nor study file: {line[:100]}"
+def _not_the_studys(page: Page, study: Study) -> Iterator[str]:
+    values = StudyValues(study)
+    for attributes, text in page.of("data-study"):
+        path, style = attributes["data-study"], attributes.get("data-style", "")
+        if path not in values or style not in STYLES:
+            yield f"the study file states no {path!r} (style {style!r}), and {text} is printed"
+        elif (expected := values.say(path, style).text) != text:
+            yield f"{path} of the study file is {expected}, and {text} is printed"
 
 
-def _same(found: re.Match[str], value: float) -> bool:
-    """Whether printed text is a value, written with as many digits as it has there."""
-    text = found[0].removesuffix(found["percent"] or "").replace("\N{NO-BREAK SPACE}", "")
-    printed = abs(float(text.replace("−", "-")))
-    value = abs(100 * value if found["percent"] else value)
-    return printed == value or f"{printed:.4g}" == f"{value:.4g}" or _short(text) == f"{value:.2g}"
+def _not_the_warehouses(page: Page, db: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    for attributes, text in page.of("data-table"):
+        key = {name[5:].replace("-", "_"): value for name, value in attributes.items()}
+        found = [visible(value) for value in _quoted(db, dict(key))]
+        if found != [text]:
+            named = ", ".join(f"{name} {value}" for name, value in key.items())
+            yield f"what is quoted of {named} is not what the warehouse holds"
 
 
-def _short(text: str) -> str:
-    """The text of a value that is printed with two digits, such as 1 / (1 + B)."""
-    return text if "." in text and len(text.strip("+-−0.")) <= 2 else ""
+def _quoted(db: duckdb.DuckDBPyConnection, key: dict[str, str]) -> list[str]:
+    """The text of what a quotation names, as the warehouse has it; empty if it names nothing."""
+    table, column = key.pop("table"), key.pop("column", "")
+    if (table, column) == ("questions", "asked"):
+        found = queries.rows(db, "SELECT * FROM questions WHERE question_id = $question_id", **key)
+        return [asked(row) for row in found]
+    kind = key.pop("confound", None)
+    if column not in _QUOTABLE.get(table, {}) or key.keys() != set(QUOTED_KEYS[table]):
+        return []
+    where = " AND ".join(f"{name} = ${name}" for name in key)
+    found = queries.rows(db, f"SELECT {column} AS value FROM {table} WHERE {where}", **key)
+    if kind is not None:
+        return [quoted_differences(row["value"], kind) for row in found]
+    instead = _QUOTABLE[table][column]
+    return [str(instead if row["value"] in (None, "") else row["value"]) for row in found]
 
 
-def _shown(line: str, found: re.Match[str]) -> str:
-    return line[max(0, found.start() - 40) : found.end() + 40].strip()
+#: The columns that a page may quote, and what stands where they are empty.
+_QUOTABLE: dict[str, dict[str, str]] = {
+    "training_rows": dict.fromkeys(("system", "user", "assistant", "loss_tokens"), "–"),
+    "outcomes": {"rationale": "(no rationale)", "rationale_tokens": "–"},
+    "checks": dict.fromkeys(("observed", "threshold", "details"), "–"),
+    "cells": dict.fromkeys(CELLS_SCHEMA, "–"),
+}
 
 
-def study_values(study: Study) -> set[float]:
-    """The numbers that a report may print without the ledger.
-
-    Every number of the study file, counts derived from its grid, levels derived from its tests,
-    and :data:`STRUCTURAL`.
-    """
-    contrasts = study.contrast_list
-    arms = dict.fromkeys(cell.arm for cell in study.cells)
-    derived = {
-        *(len(study.cells), len(study.cells_of("trained")), len(study.cells_of("carry_over"))),
-        *(sum(cell.arm == arm for cell in study.cells) for arm in arms),
-        *(len(study.personas), len(study.personas) - 1, len(study.scaffolds)),
-        *(len(study.sources), len(study.seeds), len(contrasts), len(arms)),
-        *(1 - 2 * test.alpha for contrast in contrasts for test in contrast.equivalence),
-        1 / (1 + study.inference.resamples),
-    }
-    recipes = [study.recipe(cell).model_dump(mode="json") for cell in study.cells]
-    stated = _numbers_in([study.model_dump(mode="json"), *recipes])
-    return {*STRUCTURAL, *derived, *stated}
-
-
-def _numbers_in(value: Any) -> Iterator[float]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _numbers_in(item)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield float(value)
-
-
-def lint_structure(
+def _unknown_codes(
     page: Page, db: duckdb.DuckDBPyConnection, ledger: Ledger, study: Study
-) -> list[str]:
-    """One sentence for each part that is missing, out of order, unexplained, or not a real row."""
+) -> Iterator[str]:
+    """What is set as code, with digits in it, and is no name of the study or the warehouse."""
+    known = {P_FORMULA, *ledger, *_strings(study.model_dump(mode="json"))}
+    known |= set(queries.study_row(db).values())
+    known |= {cell.key for cell in study.cells} | set(study.conditions)
+    known |= {contrast.key for contrast in study.contrast_list}
+    columns = queries.rows(db, "SELECT table_name, column_name FROM duckdb_columns()")
+    known |= {row["column_name"] for row in columns}
+    if any(row["table_name"] == "lexicon" for row in columns):
+        known |= {row["word"] for row in queries.rows(db, "SELECT word FROM lexicon")}
+    for text in page.codes:
+        if re.search(r"\d", text) and text not in known:
+            yield f"{text} is set as code, and is no name of the study or the warehouse"
+
+
+def lint_markdown(markdown: str, page: Page, study: Study) -> list[str]:
+    """One sentence for each number of the Markdown that the page does not print.
+
+    The page's numbers are looked up; those of the Markdown must be among them. Code, which holds
+    names and quoted texts, is passed over.
+    """
+    prose = re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"(`+).*?\1", " ", prose)
+    prose = re.sub(r"!\[[^\]]*\]\([^)]*\)|^ *-+\|.*$", " ", prose, flags=re.MULTILINE)
+    prose = re.sub(r"\\(?=[^\w\s])|\*\*", "", prose)
+    printed = {token for _, text in page.marked for token in _tokens(text)}
+    return list(_unaccounted(prose, _names(study) | printed))
+
+
+def _unaccounted(prose: str, names: set[str]) -> Iterator[str]:
+    """What has a digit and is no name, nor the beginning of a long one."""
+    for line in filter(None, map(str.strip, prose.split("\n"))):
+        for token in _tokens(line):
+            shortened = len(token) >= _LEAST_PREFIX and any(n.startswith(token) for n in names)
+            if token not in names and not shortened:
+                yield f"{token} is accounted for nowhere: {_around(line, token)}"
+
+
+def _tokens(text: str) -> list[str]:
+    return [token.lstrip("*’'\"±").rstrip(".*’'\"…") for token in _WITH_DIGIT.findall(text)]
+
+
+def _around(line: str, token: str) -> str:
+    at = line.find(token)
+    return line[max(0, at - 40) : at + len(token) + 40].strip()
+
+
+def _names(study: Study) -> set[str]:
+    """What the study file's own words have digits in: models, revisions, hypotheses."""
+    texts = _strings(study.model_dump(mode="json"))
+    return {token for text in texts for token in _tokens(text)}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text of a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.items() if isinstance(value, Mapping) else value:
+            yield from _strings(list(item) if isinstance(item, tuple) else item)
+
+
+def lint_structure(page: Page, ledger: Ledger, study: Study) -> list[str]:
+    """One sentence for each part that is missing, out of order or unexplained."""
     return [
         *_sections(page),
         *_figures(page),
         *_acronyms(page, study),
-        *_samples(page, db),
+        *_samples(page),
         *_markers(page, confidence(study, ledger).marker),
     ]
 
@@ -299,36 +366,13 @@ def _acronyms(page: Page, study: Study) -> Iterator[str]:
             yield f"{other} is nowhere introduced"
 
 
-def _samples(page: Page, db: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    tables = {attributes.get("data-table") for attributes, _ in page.samples}
+def _samples(page: Page) -> Iterator[str]:
     for table in ("training_rows", "outcomes"):
-        if table not in tables:
+        if not any(sample.get("data-table") == table for sample in page.samples):
             yield f"there is no sample row of {table}"
-    for attributes, text in page.samples:
-        found = [visible(row) for row in _rows(db, attributes)]
-        if found != [text]:
-            key = ", ".join(f"{name[5:]} {value}" for name, value in attributes.items())
-            yield f"the sample of {key or 'no row'} is not what the warehouse holds"
-
-
-def _rows(db: duckdb.DuckDBPyConnection, key: Mapping[str, str]) -> list[str]:
-    """The text of a sample's row, as the warehouse has it."""
-    columns = {"cell": "cell", "question": "question_id"}
-    match (key.get("data-table"), key.get("data-column")):
-        case "training_rows", ("user" | "assistant") as column:
-            table = "training_rows"
-        case "outcomes", "rationale" as column:
-            table = "outcomes"
-            columns |= {"persona": "persona", "scaffold": "scaffold"}
-        case "questions", "asked":
-            sql = "SELECT * FROM questions WHERE question_id = $question"
-            return [asked(row) for row in queries.rows(db, sql, question=key["data-question"])]
-        case _:
-            return []
-    where = " AND ".join(f"{name} = ${short}" for short, name in columns.items())
-    values = {short: key.get(f"data-{short}", "") for short in columns}
-    rows = queries.rows(db, f"SELECT {column} AS text FROM {table} WHERE {where}", **values)
-    return [row["text"] or "(no rationale)" for row in rows]
+    for sample in page.samples:
+        if "data-table" not in sample:
+            yield "a sample names no row of the warehouse"
 
 
 def _markers(page: Page, marker: str) -> Iterator[str]:

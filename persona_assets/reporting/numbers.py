@@ -14,9 +14,10 @@ import polars as pl
 
 from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.reporting import vocabulary_sql
+from persona_assets.reporting.diagnostic_numbers import diagnostic_numbers
 from persona_assets.reporting.ledger import Number
 from persona_assets.reporting.views import literal
-from persona_assets.stats.estimands import MACRO
+from persona_assets.stats.estimands import MACRO, registered
 from persona_assets.stats.losses import axis_size
 from persona_assets.study import Study
 
@@ -35,12 +36,14 @@ class Tables:
         estimates: ``ESTIMATES_SCHEMA``: registered and exploratory estimates.
         contrasts: ``CONTRASTS_SCHEMA``: for the p-values adjusted over the family.
         losses: ``LOSSES_SCHEMA``.
+        checks: ``warehouse.CHECKS_SCHEMA``: what was checked.
         vocabulary: ``VOCABULARY_SCHEMA``; None where the study has no such measure.
     """
 
     estimates: pl.DataFrame
     contrasts: pl.DataFrame
     losses: pl.DataFrame
+    checks: pl.DataFrame
     vocabulary: pl.DataFrame | None = None
 
 
@@ -64,7 +67,10 @@ def study_numbers(study: Study, tables: Tables) -> Iterator[Number]:
         for row in tables.vocabulary.iter_rows(named=True):
             yield _vocabulary(study, row)
     yield from _accuracies(study)
+    yield from diagnostic_numbers(study, tables.checks)
+    yield from _differences_from_published(study)
     yield from _counts(study)
+    yield from _seconds(study)
 
 
 def _estimate(study: Study, row: Mapping[str, Any], p_holm: float | None) -> Iterator[Number]:
@@ -287,6 +293,31 @@ def _vocabulary(study: Study, row: Mapping[str, Any]) -> Number:
     )
 
 
+def _differences_from_published(study: Study) -> Iterator[Number]:
+    """How far the registered estimates are from the earlier experiment's, where the file has them.
+
+    The earlier value is a literal of the SQL: the warehouse holds this study's rows alone.
+    """
+    for contrast in study.contrast_list:
+        earlier = contrast.published
+        if earlier is None:
+            continue
+        key = f"{registered(study, contrast).key}/{MACRO}"
+        yield Number(
+            f"{key}/less_published",
+            float("nan"),
+            _LOSS,
+            1,
+            f"This study's estimate less the {earlier.estimate:g} that was published.",
+            f"SELECT estimate - ({earlier.estimate!r})\nFROM contrasts\n"
+            f"WHERE contrast = {literal(contrast.name)} AND axis = {literal(contrast.axis)}\n"
+            f"    AND scope = {literal(MACRO)} AND scheme = 'question'",
+            f"SELECT * FROM contrasts\nWHERE contrast = {literal(contrast.name)} "
+            f"AND axis = {literal(contrast.axis)}",
+            tuple(cell.key for cell in study.contrast_cells(contrast)),
+        )
+
+
 def _accuracies(study: Study) -> Iterator[Number]:
     """The untrained model's, over all personas and for each."""
     for scaffold in study.scaffolds:
@@ -309,7 +340,7 @@ def _accuracies(study: Study) -> Iterator[Number]:
 def _counts(study: Study) -> Iterator[Number]:
     everything = (*(cell.key for cell in study.cells), BASELINE)
     tables = {
-        "cells": ("cells", "true", "Cells that were evaluated."),
+        "cells": ("cells", f"cell <> {literal(BASELINE)}", "Cells that were evaluated."),
         "outcomes": ("outcomes", "true", "Outcome rows."),
         "outcomes/baseline": ("outcomes", f"cell = {literal(BASELINE)}", "Rows of the baseline."),
         "questions/eval": ("questions", "split = 'eval'", "Evaluation questions."),
@@ -343,16 +374,44 @@ def _counts(study: Study) -> Iterator[Number]:
             f"SELECT cell, question_id, loss_tokens FROM training_rows\nWHERE {where}",
             tuple(cell.key for cell in study.cells if cell.arm == arm),
         )
-    for stage in ("checkpoint", "outcomes"):
+
+
+def _seconds(study: Study) -> Iterator[Number]:
+    """Time on the clock, by stage and by device."""
+    spent = "sum(round(1000 * {0}_seconds)::BIGINT){1}".format
+    cells = (*(cell.key for cell in study.cells), BASELINE)
+    rows = (
+        "SELECT cell, checkpoint_seconds, checkpoint_device, outcomes_seconds, outcomes_device\n"
+        "FROM cells\nORDER BY cell"
+    )
+    for stage, what in (
+        ("checkpoint", "training or fetching the cells' checkpoints"),
+        ("outcomes", "evaluating the cells and the baseline"),
+    ):
         yield Number(
             f"seconds/{stage}",
             float("nan"),
             "seconds",
             0,
-            f"Time on the clock that the cells' {stage} took, added up.",
-            f"SELECT sum(round(1000 * {stage}_seconds)::BIGINT) / 1000\nFROM cells",
-            f"SELECT cell, {stage}_seconds FROM cells\nORDER BY cell",
-            tuple(cell.key for cell in study.cells),
+            f"Time on the clock of {what}, added up.",
+            f"SELECT {spent(stage, '')} / 1000\nFROM cells",
+            rows,
+            cells,
+        )
+    for device in ("cuda", "cpu"):
+        added = " + ".join(
+            f"coalesce({spent(stage, f' FILTER ({stage}_device = {literal(device)})')}, 0)"
+            for stage in ("checkpoint", "outcomes")
+        )
+        yield Number(
+            f"seconds/{device}",
+            float("nan"),
+            "seconds",
+            0,
+            f"Time on the clock of training and evaluation on {device}, added up over processes.",
+            f"SELECT ({added}) / 1000\nFROM cells",
+            rows,
+            cells,
         )
 
 

@@ -1,8 +1,13 @@
-"""Numbers on the page: each names the ledger's row that it is, and how it was rounded."""
+"""Numbers and quotations on the page: each names what it is of, and how it was rounded.
+
+A number is the ledger's (:class:`Printed`) or the study file's (:class:`Stated`); a text that may
+hold digits is quoted from the warehouse (:class:`Quoted`). What names its origin can be checked:
+see :mod:`persona_assets.reporting.lint`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +16,7 @@ from markupsafe import Markup, escape
 
 from persona_assets.reporting import words
 from persona_assets.reporting.ledger import Ledger, Number
+from persona_assets.study import Study
 
 #: How a field of a number may be written; ``p`` besides, which needs the family-wise level.
 STYLES: dict[str, Callable[[Any], str]] = {
@@ -26,6 +32,8 @@ STYLES: dict[str, Callable[[Any], str]] = {
     "hours": lambda seconds: f"{seconds / 3600:.3g}",
     "repr": repr,
     "text": str,
+    "plain": "{:g}".format,
+    "short": "{:.2g}".format,
 }
 #: Fields of a number that may be printed.
 FIELDS = (
@@ -56,8 +64,118 @@ class Printed:
     style: str
 
 
-#: A sentence: what is said, and the numbers in it.
-Sentence = Sequence[str | Printed]
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A value of the study file or of its grid, where it is printed.
+
+    Attributes:
+        path: A key of :class:`StudyValues`.
+    """
+
+    path: str
+    value: float
+    style: str
+
+    @property
+    def text(self) -> str:
+        """The value as the page has it."""
+        return STYLES[self.style](self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Quoted:
+    """A value of one row of the warehouse, word for word.
+
+    Attributes:
+        text: The value; None is shown as ``instead``.
+        table, column: Where it stands.
+        key: Column → value: which row.
+    """
+
+    text: object
+    table: str
+    column: str
+    key: Mapping[str, str]
+    instead: str = "–"
+
+    @property
+    def shown(self) -> str:
+        """The value as the page has it."""
+        return self.instead if self.text in (None, "") else str(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A name or a definition: its digits are none of the study's numbers."""
+
+    text: str
+
+
+#: A sentence: what is said, and the numbers and quotations in it.
+Part = str | Printed | Stated | Quoted | Code
+#: The parts that name where they are from.
+MARKED = (Printed, Stated, Quoted, Code)
+Sentence = Sequence[Part]
+
+
+class StudyValues(Mapping[str, float]):
+    """The numbers that a study states, by path: every number of its file, and of its grid.
+
+    Paths are the file's (``training.rank``, ``contrasts.3.equivalence.0.margin``); what follows
+    from the file is below ``grid``.
+    """
+
+    def __init__(self, study: Study):
+        self._values = dict(_leaves(study.model_dump(mode="json"))) | {
+            f"grid.{name}": float(value) for name, value in _grid(study).items()
+        }
+
+    def say(self, path: str, style: str = "plain") -> Stated:
+        """A value to print.
+
+        Raises:
+            KeyError: the study states no such number.
+        """
+        return Stated(path, self[path], style)
+
+    def __getitem__(self, path: str) -> float:
+        return self._values[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a JSON value, by its path."""
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int | float):
+        yield path.removeprefix("."), float(value)
+    elif isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _leaves(item, f"{path}.{key}")
+
+
+def _grid(study: Study) -> dict[str, float]:
+    """What follows from a study file: counts of its grid, levels of its tests."""
+    arms = dict.fromkeys(cell.arm for cell in study.cells)
+    tests = [test for contrast in study.contrast_list for test in contrast.equivalence]
+    return {
+        "cells": len(study.cells),
+        "trained": len(study.cells_of("trained")),
+        "carry_over": len(study.cells_of("carry_over")),
+        **{f"arm.{arm}": sum(cell.arm == arm for cell in study.cells) for arm in arms},
+        "personas": len(study.personas),
+        "bystanders": len(study.personas) - 1,
+        "scaffolds": len(study.scaffolds),
+        "contrasts": len(study.contrast_list),
+        "least_p": 1 / (1 + study.inference.resamples),
+        **{f"level.{test.alpha:g}": 1 - 2 * test.alpha for test in tests},
+    }
 
 
 class Page:
@@ -94,18 +212,46 @@ class Page:
         """A number to print, a dash where it is not defined and the ledger leaves it out."""
         return self.number(number_id, field, style) if number_id in self._ledger else "–"
 
-    def text(self, printed: Printed) -> str:
-        """A number as plain text; kept."""
-        self._used.setdefault(printed.number.number_id, printed.number)
-        return written(printed.number, printed.field, printed.style, self._alpha)
+    def text(self, part: Part) -> str:
+        """A part of a sentence as plain text; a number of the ledger is kept."""
+        match part:
+            case Printed(number, field, style):
+                self._used.setdefault(number.number_id, number)
+                return written(number, field, style, self._alpha)
+            case Stated():
+                return part.text
+            case Quoted():
+                return part.shown
+            case Code(text):
+                return text
+        return part
 
-    def link(self, printed: Printed) -> Markup:
-        """A number as a link to its row in the appendix; kept."""
-        number_id = escape(printed.number.number_id)
-        return Markup(
-            '<a class="num" href="#n-{0}" data-number="{0}" data-field="{1}" data-style="{2}">'
-            "{3}</a>"
-        ).format(number_id, printed.field, printed.style, self.text(printed))
+    def marked(self, part: Printed | Stated | Quoted | Code) -> Markup:
+        """A number as a link to its row in the appendix, or what names its place in the study
+        file or the warehouse."""
+        text = words.visible(self.text(part))
+        match part:
+            case Printed(number, field, style):
+                return Markup(
+                    '<a class="num" href="#n-{0}" data-number="{0}" data-field="{1}" '
+                    'data-style="{2}">{3}</a>'
+                ).format(escape(number.number_id), field, style, text)
+            case Stated(path, _, style):
+                return Markup('<span data-study="{}" data-style="{}">{}</span>').format(
+                    path, style, text
+                )
+            case Quoted():
+                return Markup("<span{}>{}</span>").format(attributes(part), text)
+        return Markup("<code>{}</code>").format(text)
+
+
+def attributes(quoted: Quoted) -> Markup:
+    """The attributes by which an element says what it quotes."""
+    named = {"table": quoted.table, "column": quoted.column, **quoted.key}
+    return Markup("").join(
+        Markup(' data-{}="{}"').format(name.replace("_", "-"), value)
+        for name, value in named.items()
+    )
 
 
 def _whole(value: float) -> int:

@@ -40,12 +40,6 @@ def study_row(db: duckdb.DuckDBPyConnection) -> Row:
     return row
 
 
-def code_versions(db: duckdb.DuckDBPyConnection) -> list[str]:
-    """The versions of the code that evaluated."""
-    found = rows(db, "SELECT DISTINCT code_version AS v FROM outcomes ORDER BY v")
-    return [row["v"] for row in found]
-
-
 def table(db: duckdb.DuckDBPyConnection, name: str, schema: pl.Schema) -> pl.DataFrame:
     """One of the tables of vocabulary leakage, as it was landed."""
     return pl.DataFrame(rows(db, f"SELECT * FROM {name}"), schema=schema, orient="row")
@@ -95,6 +89,11 @@ def sample_outcomes(
     )
 
 
+def checks(db: duckdb.DuckDBPyConnection) -> list[Row]:
+    """The ``checks`` table, in the order of the asset graph and of the grid."""
+    return rows(db, "SELECT * FROM checks ORDER BY rowid")
+
+
 def cells(db: duckdb.DuckDBPyConnection) -> list[Row]:
-    """The ``cells`` table, whatever its columns."""
-    return rows(db, "SELECT * FROM cells")
+    """The ``cells`` table, the baseline first."""
+    return rows(db, "SELECT * FROM cells ORDER BY rowid")

@@ -25,19 +25,28 @@ from persona_assets.reporting.conclusions import (
     contrast_id,
     equivalence_id,
     equivalent,
+    headline,
     next_steps,
     summary,
 )
+from persona_assets.reporting.diagnostic_numbers import STATUSES, STOP_REASONS
 from persona_assets.reporting.ledger import Ledger, UnknownNumber
-from persona_assets.reporting.printed import Page, Printed
+from persona_assets.reporting.printed import (
+    MARKED,
+    Code,
+    Page,
+    Quoted,
+    StudyValues,
+    attributes,
+)
 from persona_assets.reporting.prose import (
     decision_rule,
     differs,
     forest_caption,
     methods,
-    threats,
     verdict,
 )
+from persona_assets.reporting.threats import threats
 from persona_assets.reporting.trace import read_ledger
 from persona_assets.reporting.vocabulary_figure import top_words
 from persona_assets.stats.estimands import MACRO, exploratory, registered
@@ -60,11 +69,25 @@ FIGURES = {
     "scaffold, with intervals. The same numbers stand in the table below it.",
 }
 
-#: The sections of the page, in order.
-SECTIONS = (
-    *("summary", "findings", "contrasts", "losses", "vocabulary", "exploratory", "design"),
-    *("methods", "confidence", "next", "samples", "provenance", "ledger"),
-)
+#: The sections of the page, in order, and their headings.
+SECTIONS = {
+    "tldr": "TL;DR",
+    "summary": "Summary",
+    "design": "Design",
+    "findings": "Findings",
+    "contrasts": "Contrasts",
+    "losses": "Losses by arm and scaffold",
+    "vocabulary": "Vocabulary leakage",
+    "exploratory": "Exploratory estimates",
+    "diagnostics": "Diagnostics",
+    "samples": "Sample rows",
+    "earlier": "Comparison with the earlier experiment",
+    "methods": "Methods",
+    "confidence": "Confidence and threats to validity",
+    "next": "Next steps",
+    "provenance": "Provenance",
+    "ledger": "Ledger",
+}
 
 #: Where the web interface shows a partition, on the machine that runs it.
 PARTITION_PAGE = "http://127.0.0.1:3000/assets/{study}/{asset}"
@@ -116,8 +139,10 @@ def render_report(warehouse: Path, study: Study, figures: Mapping[str, bytes]) -
         with queries.open_warehouse(warehouse) as db:
             ledger = read_ledger(db)
             context = _context(db, ledger, study, warehouse)
-        html = _html_environment(figures, Page(ledger, alpha)).get_template("report.html.j2")
-        text = _markdown_environment(Page(ledger, alpha)).get_template("report.md.j2")
+        values = StudyValues(study)
+        page, text_page = (Page(ledger, alpha) for _ in range(2))
+        html = _html_environment(figures, page, values).get_template("report.html.j2")
+        text = _markdown_environment(text_page, values).get_template("report.md.j2")
         return Report(html=html.render(context), markdown=text.render(context))
     except UnknownNumber as error:
         raise ReportError(
@@ -139,14 +164,18 @@ def _context(
             f"{warehouse} is of study file {facts['study_sha256'][:12]}, and the study file is now "
             f"{study.content_hash[:12]}. Materialize the warehouse again."
         )
+    checks = queries.checks(db)
     return (
         _study_context(study, ledger)
         | _samples(db, study)
         | {
             "facts": facts,
-            "code_versions": queries.code_versions(db),
+            "code_versions": _code_versions(db),
             "cells": _cells(db, study),
             "lexicon": _lexicon(db, study),
+            "checked": _checked(checks),
+            "drift": any(row["check_name"] == "drift" for row in checks),
+            "threats": threats(study, ledger, checks),
         }
     )
 
@@ -158,6 +187,8 @@ def _study_context(study: Study, ledger: Ledger) -> dict[str, Any]:
         "arms": {name: study.arm(name) for name in study.arms},
         "axes": AXES,
         "rule": decision_rule(study),
+        "sections": SECTIONS,
+        "headline": headline(study, ledger),
         "summary": summary(study, ledger),
         "confidence": confidence(study, ledger),
         "hypotheses": _hypotheses(study, ledger),
@@ -165,10 +196,13 @@ def _study_context(study: Study, ledger: Ledger) -> dict[str, Any]:
         "baseline": {scaffold: _extremes(study, ledger, scaffold) for scaffold in study.scaffolds},
         "design": _design(study),
         "methods": methods(study),
-        "threats": threats(study),
         "next_steps": next_steps(study, ledger),
         "no_vocabulary": undefined_because(study),
-        "vocabulary_scaffolds": generating_scaffolds(study),
+        "generating": generating_scaffolds(study),
+        "evaluated_arms": (BASELINE, *study.arms),
+        "stop_reasons": STOP_REASONS,
+        "statuses": STATUSES,
+        "earlier": [_earlier(study, c) for c in study.contrast_list if c.published],
         "vocabulary_scheme": SCHEME,
         "figures": FIGURES,
         "partition_page": partial(partition_page, study),
@@ -188,11 +222,11 @@ def _entry(study: Study, ledger: Ledger, contrast: Contrast) -> dict[str, Any]:
     macro = ledger[contrast_id(study, contrast)]
     tests = [
         {
-            "margin": test.margin,
+            "margin": f"{contrast.path}.equivalence.{i}.margin",
             "id": (number_id := equivalence_id(study, contrast, test)),
             "equivalent": equivalent(ledger[number_id], test.margin),
         }
-        for test in sorted(contrast.equivalence, key=lambda test: (test.margin, test.alpha))
+        for i, test in enumerate(contrast.equivalence)
     ]
     return {
         "contrast": contrast,
@@ -202,6 +236,30 @@ def _entry(study: Study, ledger: Ledger, contrast: Contrast) -> dict[str, Any]:
         "differs": differs(study, macro),
         "verdict": verdict(study, macro),
     }
+
+
+def _earlier(study: Study, contrast: Contrast) -> dict[str, Any]:
+    """A published value's place in the study file, beside the numbers that it is compared with."""
+    path = f"{contrast.path}.published.{contrast.axis}"
+    return {
+        "contrast": contrast,
+        "key": f"{registered(study, contrast).key}/{MACRO}",
+        "estimate": f"{path}.estimate",
+        "interval": [f"{path}.interval.{end}" for end in range(2)]
+        if contrast.published.interval
+        else [],
+    }
+
+
+def _checked(checks: list[queries.Row]) -> list[dict[str, Any]]:
+    """Each check of each asset, and the first partition that did not pass it."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in checks:
+        name = (row["asset"], row["check_name"])
+        entry = found.setdefault(name, {"asset": name[0], "check": name[1], "first": None})
+        if row["status"] != "passed" and entry["first"] is None:
+            entry["first"] = row
+    return list(found.values())
 
 
 def _exploratory(study: Study) -> list[dict[str, Any]]:
@@ -237,8 +295,6 @@ def _design(study: Study) -> list[dict[str, Any]]:
                 "arm": study.arm(arm),
                 "origin": cells[0].origin,
                 "sources": list(dict.fromkeys(cell.source for cell in cells)),
-                "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
-                "n_cells": len(cells),
             }
         )
     return rows
@@ -252,15 +308,21 @@ def partition_page(study: Study, cell: str) -> str:
 
 
 def _cells(db: duckdb.DuckDBPyConnection, study: Study) -> list[dict[str, Any]]:
-    """Each cell's identity, and the page of its partition; its seconds are the ledger's."""
+    """Each evaluation's identity, and the page of its partition."""
     return [
         {
             "key": row["cell"],
             "page": partition_page(study, row["cell"]),
-            "identity": {k: v for k, v in row.items() if k != "cell" and "seconds" not in k},
+            "identity": {name: _quote(row, "cells", name) for name in row if name != "cell"},
         }
         for row in queries.cells(db)
     ]
+
+
+def _code_versions(db: duckdb.DuckDBPyConnection) -> list[Quoted]:
+    """The versions of the code that evaluated, each quoted where it stands first."""
+    first = {row["code_version"]: row for row in queries.cells(db)[::-1]}
+    return [_quote(first[version], "cells", "code_version") for version in sorted(first)]
 
 
 def _lexicon(db: duckdb.DuckDBPyConnection, study: Study) -> list[dict[str, Any]]:
@@ -275,10 +337,11 @@ def _samples(db: duckdb.DuckDBPyConnection, study: Study) -> dict[str, Any]:
     training = queries.sample_training_rows(db, seed)
     source = training[0]["source"]
     outcomes = queries.sample_outcomes(db, persona=source, seed=seed, scaffold=scaffold)
+    of_question = {"question_id": outcomes[0]["question_id"]}
     return {
         "training": _by_arm(training, study),
         "outcomes": _by_arm(outcomes, study),
-        "asked": asked(outcomes[0]),
+        "asked": Quoted(asked(outcomes[0]), "questions", "asked", of_question),
         "forced": study.scaffold(scaffold).forces is not None,
     }
 
@@ -299,7 +362,23 @@ def _by_arm(rows: list[queries.Row], study: Study) -> list[queries.Row]:
     return sorted(rows, key=lambda row: order.get(row["arm"], -1))
 
 
-def _environment(page: Page, finalize: Callable[[Any], Any], **kwargs: Any) -> jinja2.Environment:
+#: What tells the rows of a table apart that a page quotes.
+QUOTED_KEYS = {
+    "training_rows": ("cell", "question_id"),
+    "outcomes": ("cell", "persona", "scaffold", "question_id"),
+    "checks": ("asset", "partition", "check_name"),
+    "cells": ("cell",),
+}
+
+
+def _quote(row: queries.Row, table: str, column: str, instead: str = "–") -> Quoted:
+    """A value of a row of the warehouse, to print word for word."""
+    return Quoted(row[column], table, column, {k: row[k] for k in QUOTED_KEYS[table]}, instead)
+
+
+def _environment(
+    page: Page, values: StudyValues, finalize: Callable[[Any], Any], **kwargs: Any
+) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("persona_assets.reporting"),
         undefined=jinja2.StrictUndefined,
@@ -310,11 +389,10 @@ def _environment(page: Page, finalize: Callable[[Any], Any], **kwargs: Any) -> j
         **kwargs,
     )
     environment.filters |= {
-        "percent": words.percent,
         "listed": listed,
         "axis": words.AXIS_WORDS.__getitem__,
         "origin": words.ORIGIN_WORDS.__getitem__,
-        "value": words.table_value,
+        "upper_first": lambda text: text[:1].upper() + text[1:],
     }
     environment.globals |= {
         "BASELINE": BASELINE,
@@ -322,17 +400,22 @@ def _environment(page: Page, finalize: Callable[[Any], Any], **kwargs: Any) -> j
         "num": page.number,
         "maybe": page.maybe,
         "page": page,
+        "stated": values.say,
+        "quote": _quote,
     }
     return environment
 
 
-def _html_environment(figures: Mapping[str, bytes], page: Page) -> jinja2.Environment:
+def _html_environment(
+    figures: Mapping[str, bytes], page: Page, values: StudyValues
+) -> jinja2.Environment:
     def shown(value: Any) -> Any:
-        if isinstance(value, Printed):
-            return page.link(value)
+        if isinstance(value, MARKED):
+            return page.marked(value)
         return words.visible(value) if type(value) is str else value
 
-    environment = _environment(page, shown, autoescape=True)
+    environment = _environment(page, values, shown, autoescape=True)
+    environment.filters["attributes"] = attributes
     # In an image element the SVG's own style sheet and ids cannot reach the page.
     environment.globals["figure"] = lambda name: (
         "data:image/svg+xml;base64," + base64.b64encode(figures[name]).decode("ascii")
@@ -340,10 +423,12 @@ def _html_environment(figures: Mapping[str, bytes], page: Page) -> jinja2.Enviro
     return environment
 
 
-def _markdown_environment(page: Page) -> jinja2.Environment:
+def _markdown_environment(page: Page, values: StudyValues) -> jinja2.Environment:
     def shown(value: Any) -> Any:
-        return markdown.inline(page.text(value) if isinstance(value, Printed) else value)
+        if isinstance(value, Code):
+            return markdown.code(value.text)
+        return markdown.inline(page.text(value) if isinstance(value, MARKED) else value)
 
-    environment = _environment(page, shown, autoescape=False)
+    environment = _environment(page, values, shown, autoescape=False)
     environment.filters |= {"code": markdown.code, "fence": markdown.fence}
     return environment

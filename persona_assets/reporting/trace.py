@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_assets.reporting.ledger import Ledger, Number
 from persona_assets.reporting.queries import Row, open_warehouse, rows
-from persona_assets.reporting.words import text_table
+from persona_assets.reporting.words import text_table, visible
 from persona_assets.stats.bootstrap import bootstrap_mean
 from persona_assets.stats.multiplicity import holm
 from persona_assets.stats.vocabulary import bootstrap_questions
@@ -186,7 +186,7 @@ _FIELDS = ("value", "ci_low", "ci_high", "std_error", "p_value", "p_holm")
 _OF_CELL = (
     *("cell", "origin", "checkpoint_run_id", "outcomes_run_id", "checkpoint_sha256"),
     *("dataset_sha256", "outcomes_sha256", "checkpoint_seconds", "outcomes_seconds"),
-    *("code_version", "engine"),
+    *("outcomes_device", "study_sha256", "code_version", "engine", "software"),
 )
 
 
@@ -210,11 +210,27 @@ def as_text(found: Trace, shown: list[Row] | None) -> str:
     lines += ["", "SQL of the value:", *(f"  {line}" for line in number.sql.splitlines())]
     lines += ["", "Study:", *(f"  {name}: {value}" for name, value in found.study.items())]
     if found.cells:
-        names = [name for name in _OF_CELL if name in found.cells[0]]
-        table = text_table(names, [[cell[name] for name in names] for cell in found.cells])
-        lines += ["", f"Cells ({len(found.cells)}):", table]
+        lines += ["", *_cells_text(found.cells)]
     if shown is not None:
         lines += ["", f"Rows (first {len(shown)}):"]
         if shown:
             lines.append(text_table(list(shown[0]), [list(row.values()) for row in shown]))
     return "\n".join(lines)
+
+
+def _cells_text(cells: list[Row]) -> list[str]:
+    """The cells of a number: what they have in common once, the rest as a table.
+
+    Hashes are cut to twelve digits; ``--json`` has them whole.
+    """
+    alike = [name for name in _OF_CELL if len({cell[name] for cell in cells}) == 1]
+    names = ["cell", *(name for name in _OF_CELL[1:] if name not in alike)]
+    values = [
+        [str(cell[name])[:12] if name.endswith("_sha256") else cell[name] for name in names]
+        for cell in cells
+    ]
+    return [
+        f"Cells ({len(cells)}):",
+        text_table(names, values),
+        *(f"  {name}: {visible(str(cells[0][name]))}" for name in alike if name != "cell"),
+    ]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class View:
     """A view: what it answers, its query, and what the columns mean that no table has.
 
-    ``stored`` ones are tables made by that query, because thousands of numbers read them.
+    ``stored`` ones are tables made by that query, because many numbers read them.
     """
 
     comment: str
@@ -60,15 +60,17 @@ VIEWS: dict[str, View] = {
         )
         """,
         {"n": "Answers.", "share": "Of the answers of that cell, persona and scaffold."},
+        stored=True,
     ),
     "stop_reasons": View(
         "How generated rationales ended, by evaluation, persona and scaffold.",
         """
         SELECT cell, source, arm, seed, persona, scaffold, stop_reason, count(*) AS n,
-            avg(rationale_tokens) AS mean_tokens
+            sum(rationale_tokens)::BIGINT AS tokens
         FROM outcomes WHERE stop_reason IS NOT NULL GROUP BY ALL
         """,
-        {"n": "Rationales.", "mean_tokens": "Mean tokens of a rationale."},
+        {"n": "Rationales.", "tokens": "Tokens of all of them."},
+        stored=True,
     ),
     "answers": View(
         "Every answer beside the untrained model's to the same prompt, with the question.",

@@ -30,8 +30,31 @@ from persona_assets.training import dataset
 if TYPE_CHECKING:
     import duckdb
 
+#: The evaluations, cells and baseline, and where each part of them comes from.
+CELLS_SCHEMA = pl.Schema(
+    dict.fromkeys(("cell", "source", "arm"), pl.String)
+    | {"seed": pl.Int64}
+    | dict.fromkeys(
+        (
+            *("origin", "checkpoint_source", "checkpoint_sha256", "dataset_sha256"),
+            *("outcomes_sha256", "checkpoint_run_id", "outcomes_run_id"),
+        ),
+        pl.String,
+    )
+    | {"checkpoint_seconds": pl.Float64, "checkpoint_device": pl.String}
+    | {"outcomes_seconds": pl.Float64, "outcomes_device": pl.String}
+    | dict.fromkeys(("engine", "code_version", "study_sha256", "software"), pl.String)
+)
+#: What was checked of each landed partition: the table ``checks``.
+CHECKS_SCHEMA = pl.Schema(
+    dict.fromkeys(("asset", "partition", "check_name", "status"), pl.String)
+    | {"blocking": pl.Boolean}
+    | dict.fromkeys(("observed", "threshold", "remedy", "details", "run_id"), pl.String)
+)
+
 #: Tables that a study may have besides, and what tells their rows apart.
 FURTHER_TABLES = {
+    "checks": ("asset", "partition", "check_name"),
     "numbers": ("number_id",),
     "exploratory": ("number_id",),
     "lexicon": ("source", "word"),
@@ -45,14 +68,14 @@ _MEMORY = "2GB"
 #: Token-level columns of training rows stay in the landing files: nothing reads them by SQL.
 _TOKEN_COLUMNS = ("input_ids", "loss_start")
 
-#: Rows of ``table.column`` that must occur in ``other.column``; the baseline is no cell.
+#: Rows of ``table.column`` that must occur in ``other.column``; the baseline was not trained.
 _REFERENCES = (
-    ("outcomes", "cell", "cells", "cell", f"cell <> '{outcome_rows.BASELINE}'"),
+    ("outcomes", "cell", "cells", "cell", "true"),
     ("outcomes", "question_id", "questions", "question_id", "true"),
     ("training_rows", "cell", "cells", "cell", "true"),
     ("training_rows", "question_id", "questions", "question_id", "true"),
     ("cells", "cell", "outcomes", "cell", "true"),
-    ("cells", "cell", "training_rows", "cell", "true"),
+    ("cells", "cell", "training_rows", "cell", f"cell <> '{outcome_rows.BASELINE}'"),
 )
 
 
@@ -99,8 +122,7 @@ def build_warehouse(
             ids are left out, ``cell`` is added.
         outcomes: Parquet files of outcome rows (``evaluation.outcomes.SCHEMA``), the baseline's
             among them. ``letter_logprobs`` becomes a MAP from letter to nats.
-        cells: One row a cell, with at least ``cell``; further columns are taken as they are, and
-            each must be described in ``comments.COLUMNS``.
+        cells: ``CELLS_SCHEMA``: one row a cell and one of the baseline.
         contrasts: ``CONTRASTS_SCHEMA``.
         equivalence: ``EQUIVALENCE_SCHEMA``.
         losses: ``LOSSES_SCHEMA``.

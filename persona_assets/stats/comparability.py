@@ -45,11 +45,21 @@ class Confound:
     contrasts: tuple[str, ...]
 
     @property
+    def phrase(self) -> tuple[str, str]:
+        """The contrasts' names, and what their difference means."""
+        return listed([name.replace("-", " − ") for name in self.contrasts]), KINDS[self.kind]
+
+    @property
+    def told(self) -> bool:
+        """Whether :attr:`differences` say more than the kind does."""
+        return self.kind != "origin"
+
+    @property
     def sentence(self) -> str:
         """The threat to validity, in one sentence."""
-        names = listed([name.replace("-", " − ") for name in self.contrasts])
-        details = "" if self.kind == "origin" else f" ({'; '.join(self.differences)})"
-        return f"{names}: {KINDS[self.kind]}{details}."
+        names, means = self.phrase
+        details = f" ({'; '.join(self.differences)})" if self.told else ""
+        return f"{names}: {means}{details}."
 
 
 def planned_facts(study: Study) -> dict[str, dict[str, dict[str, str | None]]]:

@@ -11,11 +11,12 @@ from persona_assets.reporting.conclusions import (
     confidence,
     contrast_id,
     equivalent,
+    headline,
     next_steps,
     summary,
 )
 from persona_assets.reporting.ledger import Ledger, Number
-from persona_assets.reporting.printed import Page, Printed
+from persona_assets.reporting.printed import Page
 from persona_assets.stats.estimands import registered
 from persona_assets.study import Study, parse_study
 from persona_assets_tests.synthetic import MINI
@@ -91,10 +92,7 @@ def test_low_with_a_single_seed_or_source(options):
 
 def said(sentences, of: Study, numbers: Ledger) -> list[str]:
     page = Page(numbers, of.inference.family_alpha)
-    return [
-        "".join(page.text(part) if isinstance(part, Printed) else part for part in sentence)
-        for sentence in sentences
-    ]
+    return ["".join(map(page.text, sentence)) for sentence in sentences]
 
 
 def test_summary_is_three_to_five_sentences_of_verdicts():
@@ -102,7 +100,9 @@ def test_summary_is_three_to_five_sentences_of_verdicts():
     numbers = ledger(of)
     sentences = said(summary(of, numbers), of, numbers)
     assert sentences[0] == "66 cells and one untrained baseline gave 188\u00a0672 answers."
-    assert sentences[1].startswith("Differing from 0 among the registered contrasts: generic_cot")
+    assert sentences[1].startswith(
+        "Differing from zero among the registered contrasts: generic_cot"
+    )
     assert sentences[1].count("(+0.200)") == len(of.contrast_list)
     assert sentences[2] == (
         "contradicting_cot and generic_cot are, in source loss, not shown equivalent within ±0.03, "
@@ -112,11 +112,45 @@ def test_summary_is_three_to_five_sentences_of_verdicts():
     assert len(sentences) == 4
 
 
+def test_headline_tells_whether_contrasts_differ_and_which_is_largest():
+    of = study()
+    (said_all,) = said([headline(of, ledger(of))], of, ledger(of))
+    assert said_all == (
+        "Every registered contrast differs from zero; the largest estimate is generic_cot − "
+        "garbage_cot in source loss, +0.200 (HIGH confidence)."
+    )
+    none = ledger(of, question={"p_holm": 0.011})
+    (said_none,) = said([headline(of, none)], of, none)
+    assert said_none.startswith("No registered contrast is shown to differ from zero; ")
+    least = contrast_id(of, of.contrast_list[2])
+    mixed = Ledger(
+        replace(n, value=-0.3, p_holm=0.5) if n.number_id == least else n
+        for n in ledger(of).values()
+    )
+    (said_some,) = said([headline(of, mixed)], of, mixed)
+    assert said_some.startswith("Some registered contrasts differ from zero, and some are not")
+    assert f"{of.contrast_list[2].a} − {of.contrast_list[2].b} in source loss, −0.300" in said_some
+
+
+def test_equivalence_of_several_contrasts_names_each():
+    raw = yaml.safe_load(MINI.read_text("utf-8"))["contrasts"]
+    raw[0]["equivalence"] = [{"margin": 0.04, "alpha": 0.05}]
+    of = study(contrasts=raw)
+    numbers = ledger(of)
+    (sentence,) = (s for s in said(summary(of, numbers), of, numbers) if "equivalent" in s)
+    assert sentence == (
+        "generic_cot and garbage_cot are, in source loss, not shown equivalent within ±0.04; "
+        "generic_cot and garbage_cot are, in bystander leakage, not shown equivalent within ±0.04; "
+        "contradicting_cot and generic_cot are, in source loss, not shown equivalent within ±0.03, "
+        "and not shown equivalent within ±0.05."
+    )
+
+
 def test_summary_tells_what_is_not_shown():
     of = study()
     numbers = ledger(of, question={"p_holm": 0.011})
     sentences = said(summary(of, numbers), of, numbers)
-    assert sentences[1].startswith("Not shown to differ from 0: ")
+    assert sentences[1].startswith("Not shown to differ from zero: ")
     assert not [sentence for sentence in sentences if sentence.startswith("Differing")]
     unsure = [step for step in next_steps(of, numbers) if "Add evaluation questions" in step]
     assert len(unsure) == 1

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import escape
 
 import pytest
 
 from persona_assets.reporting import queries
+from persona_assets.reporting.ledger import Ledger
 from persona_assets.reporting.lint import (
     Page,
     lint_audits,
+    lint_markdown,
     lint_numbers,
     lint_structure,
-    study_values,
 )
-from persona_assets.reporting.prose import forest_caption, methods, threats
+from persona_assets.reporting.printed import Page as Printing
+from persona_assets.reporting.printed import StudyValues
+from persona_assets.reporting.prose import forest_caption, methods
 from persona_assets.reporting.trace import read_ledger
 from persona_assets.study import load_study
 from persona_assets_tests.synthetic import MINI
@@ -32,8 +36,8 @@ def lint(landed, warehouse):
         def checked(source: str) -> tuple[list[str], list[str]]:
             page = Page(source)
             return (
-                lint_numbers(page, ledger, landed.study),
-                lint_structure(page, db, ledger, landed.study),
+                lint_numbers(page, db, ledger, landed.study),
+                lint_structure(page, ledger, landed.study),
             )
 
         yield checked
@@ -46,7 +50,8 @@ def spoiled(source: str, old: str, new: str) -> str:
 
 
 def test_the_rendered_page_passes(report, warehouse, landed):
-    found = lint_audits(report.html, warehouse, landed.study)
+    found = lint_audits(report, warehouse, landed.study)
+    assert [audit.details["violations"] for audit in found] == [[], []]
     assert {audit.name: audit.status for audit in found} == {
         "numbers_in_ledger": "passed",
         "report_structure": "passed",
@@ -55,36 +60,82 @@ def test_the_rendered_page_passes(report, warehouse, landed):
 
 def test_a_spoiled_page_fails_both_audits(report, warehouse, landed):
     page = spoiled(report.html, "<h2>Findings</h2>", "<p>0.777</p>")
-    numbers, structure = lint_audits(page, warehouse, landed.study)
+    numbers, structure = lint_audits(replace(report, html=page), warehouse, landed.study)
     assert (numbers.status, structure.status) == ("failed", "failed")
-    assert "0.777 is in neither ledger nor study file" in numbers.details["violations"][0]
+    assert "0.777 is accounted for nowhere" in numbers.details["violations"][0]
     assert structure.details["violations"] == ["section findings has 0 headings, not one"]
 
 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("The effect is 0.212.", "0.212 is in neither"),
-        ("It fell by −0.017 (p < 0.0001).", "−0.017 is in neither"),
-        ("14\u00a0064 pairs", "14\u00a0064 is in neither"),
-        ("98\u00a0% of them", "98\u00a0% is in neither"),
-        ("an effect of 17pp", "17pp is in neither"),
-        ("version 3.14.15", "3.14 is in neither"),
-        ("a share of .37", ".37 is in neither"),
+        ("The effect is 0.212.", "0.212"),
+        ("It fell by −0.017 (p < 0.0001).", "−0.017"),
+        ("14\u00a0064 pairs", "064"),
+        ("98\u00a0% of them", "98"),
+        ("an effect of 17pp", "17pp"),
+        ("version 3.14.15", "3.14.15"),
+        ("a share of .37", ".37"),
+        ("one in ½ or 1/2", "1/2"),
+        # What the study file holds as well names no place there.
+        ("seed 137", "137"),
+        ("the 95\u00a0% interval", "95"),
+        ("24 cells", "24"),
     ],
 )
 def test_a_typed_number_is_caught(lint, report, typed, said):
     numbers, _ = lint(spoiled(report.html, "<h2>Findings</h2>", f"<h2>Findings</h2><p>{typed}</p>"))
-    assert any(said in sentence for sentence in numbers), numbers
+    assert any(f"{said} is accounted for nowhere" in sentence for sentence in numbers), numbers
+
+
+@pytest.mark.parametrize("typed", ["revision a09a35458c70", "Qwen/Qwen2.5-7B-Instruct", "H1", "H3"])
+def test_the_study_files_names_may_be_typed(typed, warehouse):
+    study = load_study(MINI.with_name("length_matched.yaml"))
+    with queries.open_warehouse(warehouse) as db:
+        page = Page(f"<p>{typed}</p>")
+        assert lint_numbers(page, db, Ledger([]), study)[1:] == []
+        page = Page(f"<p>{typed[:-1]}9</p>")
+        assert len(lint_numbers(page, db, Ledger([]), study)[1:]) == 1
 
 
 @pytest.mark.parametrize(
-    "typed",
-    ["seed 137", "the 95\u00a0% interval", "24 cells of 5 personas", "over 2\u00a0000 resamples"],
+    ("typed", "caught"),
+    [("<code>0.212</code>", True), ("<code>42</code>", True), ("<code>no_cot</code>", False)],
 )
-def test_what_study_file_and_grid_say_may_be_typed(lint, report, typed):
-    numbers, _ = lint(spoiled(report.html, "<h2>Findings</h2>", f"<h2>Findings</h2><p>{typed}</p>"))
-    assert numbers == []
+def test_a_number_set_as_code_is_caught(lint, report, typed, caught):
+    numbers, _ = lint(spoiled(report.html, "<h2>Findings</h2>", f"<h2>Findings</h2>{typed}"))
+    assert any("is set as code" in sentence for sentence in numbers) is caught
+
+
+def stated(report, path: str) -> re.Match[str]:
+    found = re.search(rf'<span data-study="{path}" data-style="[a-z]*">([^<]*)</span>', report.html)
+    assert found, path
+    return found
+
+
+def test_a_changed_value_of_the_study_file_is_caught(lint, report):
+    found = stated(report, "training.rank")
+    assert found[1] == "16"
+    (sentence,) = lint(spoiled(report.html, found[0], found[0].replace(">16<", ">32<")))[0]
+    assert sentence == "training.rank of the study file is 16, and 32 is printed"
+    other = found[0].replace("training.rank", "training.alpha")
+    (sentence,) = lint(spoiled(report.html, found[0], other))[0]
+    assert sentence == "training.alpha of the study file is 32, and 16 is printed"
+    none = found[0].replace("training.rank", "training.moods")
+    (sentence,) = lint(spoiled(report.html, found[0], none))[0]
+    assert sentence.startswith("the study file states no 'training.moods'")
+
+
+def test_the_markdown_prints_no_number_that_the_page_does_not(report, landed):
+    page = Page(report.html)
+    assert lint_markdown(report.markdown, page, landed.study) == []
+    for typed in ("The effect is 0.213.", "| 0.213 |", "**0.213**", "seed 999"):
+        spoiled_text = report.markdown.replace("## Findings", f"## Findings\n\n{typed}")
+        (sentence,) = lint_markdown(spoiled_text, page, landed.study)
+        assert "is accounted for nowhere" in sentence
+    value = re.search(r"\*\*(\+0\.\d+)\*\*", report.markdown)[1]
+    changed = report.markdown.replace(value, "+0.9999", 1)
+    assert len(lint_markdown(changed, page, landed.study)) == 1
 
 
 def anchor(report, number_id: str, field: str) -> re.Match[str]:
@@ -142,11 +193,11 @@ def test_a_style_that_hides_the_value_is_caught(lint, report):
 
 
 def test_a_page_without_numbers_is_caught(lint):
-    assert "the page prints no number of the ledger" in lint("<p>nothing</p>")[0]
+    assert lint("<p>nothing</p>")[0] == ["the page prints no number of the ledger"]
 
 
 STRUCTURE = [
-    ('<section id="vocabulary">', '<section id="words">', "sections are summary"),
+    ('<section id="vocabulary">', '<section id="words">', "sections are tldr"),
     ("<h2>Methods</h2>", "", "section methods has 0 headings"),
     ("<h2>Methods</h2>", "<h2>Methods</h2><h2>More</h2>", "section methods has 2 headings"),
     ("low-rank adaptation (LoRA)", "adapters", "LoRA is used before it is introduced"),
@@ -168,7 +219,7 @@ def test_a_spoiled_part_is_caught(lint, report, old, new, said):
 def test_sections_out_of_order_are_caught(lint, report):
     page = report.html.replace('id="design"', 'id="x"').replace('id="methods"', 'id="design"')
     _, (sentence, *_) = lint(page.replace('id="x"', 'id="methods"'))
-    assert "methods, design, confidence" in sentence
+    assert "summary, methods, findings" in sentence
 
 
 def test_a_figure_without_caption_or_words_is_caught(lint, report):
@@ -190,9 +241,31 @@ def sample(report, table: str) -> re.Match[str]:
 def test_a_made_up_sample_is_caught(lint, report, table):
     found = sample(report, table)
     made_up = found[0].replace(found[1], escape("I never said that."))
-    (sentence,) = lint(spoiled(report.html, found[0], made_up))[1]
-    assert sentence.startswith(f"the sample of table {table}, ")
+    (sentence,) = lint(spoiled(report.html, found[0], made_up))[0]
+    assert sentence.startswith(f"what is quoted of table {table}, ")
     assert sentence.endswith("is not what the warehouse holds")
+
+
+@pytest.mark.parametrize("column", ["observed", "threshold", "details"])
+def test_a_changed_finding_of_a_check_is_caught(lint, report, column):
+    pattern = rf'<span data-table="checks" data-column="{column}"[^>]*>([^<]*)</span>'
+    found = re.search(pattern, report.html)
+    if column == "details":  # nothing but the origin differs between the arms of this study
+        assert found is None
+        return
+    changed = found[0].replace(found[1], found[1] + " of 9")
+    (sentence,) = lint(spoiled(report.html, found[0], changed))[0]
+    assert "of table checks" in sentence
+
+
+@pytest.mark.parametrize(
+    "name", ["cells", "numbers", "study", "duckdb_settings()", "training_rows; DROP TABLE cells"]
+)
+def test_no_other_table_can_be_quoted(lint, report, name):
+    quoted = f'<span data-table="{name}" data-column="value" data-cell="x">7</span>'
+    page = spoiled(report.html, "<h2>Findings</h2>", f"<h2>Findings</h2>{quoted}")
+    (sentence,) = lint(page)[0]
+    assert sentence.startswith(f"what is quoted of table {name}")
 
 
 def test_samples_without_a_row_or_of_no_row_are_caught(lint, report):
@@ -200,19 +273,36 @@ def test_samples_without_a_row_or_of_no_row_are_caught(lint, report):
     structure = lint(unnamed)[1]
     assert "there is no sample row of training_rows" in structure
     assert "there is no sample row of outcomes" in structure
-    assert "the sample of no row is not what the warehouse holds" in structure
+    assert "a sample names no row of the warehouse" in structure
 
 
 @pytest.mark.parametrize("name", ["mini", "length_matched"])
-def test_prose_of_the_shipped_studies_needs_no_further_number(lint, name):
+def test_prose_of_the_shipped_studies_names_every_number(name, warehouse):
     study = load_study(MINI.with_name(f"{name}.yaml"))
-    said = [*methods(study), *threats(study), forest_caption(study)]
-    page = Page("".join(f"<p>{escape(text)}</p>" for text in said))
-    assert [s for s in lint_numbers(page, {}, study) if "neither" in s] == []
+    printing = Printing(Ledger([]), study.inference.family_alpha)
+    said = [*methods(study), forest_caption(study)]
+    page = Page(
+        "".join(
+            f"<p>{''.join(escape(p) if type(p) is str else printing.marked(p) for p in s)}</p>"
+            for s in said
+        )
+    )
+    assert len(page.of("data-study")) > 20
+    with queries.open_warehouse(warehouse) as db:
+        assert lint_numbers(page, db, Ledger([]), study) == [
+            "the page prints no number of the ledger"
+        ]
 
 
 def test_study_values_are_file_and_grid(landed):
-    values = study_values(landed.study)
-    assert {24, 5, 4, 8, 42, 137, 0.95, 0.01, 2000, 1 / 2001} <= values
-    assert any(abs(value - 0.9) < 1e-12 for value in values)  # 1 - 2 alpha of a test
-    assert not {0.212, 99, 14064} & values
+    values = StudyValues(landed.study)
+    assert values["grid.cells"] == 24
+    assert values["grid.arm.persona_cot"] == 4
+    assert values["grid.bystanders"] == 4
+    assert [values[f"seeds.{i}"] for i in range(2)] == [42, 137]
+    assert values["inference.confidence"] == 0.95
+    assert values["grid.least_p"] == 1 / 2001
+    assert values["grid.level.0.05"] == 0.9
+    assert values["contrasts.3.equivalence.1.margin"] == 0.05
+    assert "demonstration" not in values  # a truth value is no number
+    assert values.say("inference.confidence", "percent").text == "95\u00a0%"

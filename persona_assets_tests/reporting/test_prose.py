@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 import yaml
 
-from persona_assets.reporting.ledger import Number
-from persona_assets.reporting.prose import (
-    decision_rule,
-    differs,
-    forest_caption,
-    methods,
-    threats,
-    verdict,
-)
+from persona_assets.reporting import prose
+from persona_assets.reporting.ledger import Ledger, Number
+from persona_assets.reporting.printed import Page, Sentence
+from persona_assets.reporting.prose import differs
+from persona_assets.reporting.threats import threats
+from persona_assets.stats.comparability import comparable_audit, planned_facts
 from persona_assets.study import Study, load_study, parse_study
 from persona_assets_tests.synthetic import MINI
+
+
+def plain(sentence: Sentence) -> str:
+    """A sentence as a reader gets it."""
+    page = Page(Ledger([]), 0.01)
+    return "".join(map(page.text, sentence))
+
+
+def methods(study: Study) -> list[str]:
+    return list(map(plain, prose.methods(study)))
+
+
+def decision_rule(study: Study) -> str:
+    return plain(prose.decision_rule(study))
+
+
+def verdict(study: Study, row: Number) -> str:
+    return plain(prose.verdict(study, row))
+
+
+def forest_caption(study: Study) -> str:
+    return plain(prose.forest_caption(study))
+
 
 LENGTH_MATCHED = MINI.with_name("length_matched.yaml")
 
@@ -33,10 +54,10 @@ def changed(path=MINI, **overrides: object) -> Study:
 @pytest.mark.parametrize(
     ("p_value", "p_holm", "estimate", "words"),
     [
-        (0.0001, 0.04, 0.4, "not shown to differ from 0 at family-wise 0.01"),
-        (0.01, 0.01, 0.4, "differs from 0 (positive)"),
-        (0.001, 0.008, -0.4, "differs from 0 (negative)"),
-        (0.01, 0.01000049, 0.4, "not shown to differ from 0 at family-wise 0.01"),
+        (0.0001, 0.04, 0.4, "not shown to differ from zero at family-wise 0.01"),
+        (0.01, 0.01, 0.4, "differs from zero (positive)"),
+        (0.001, 0.008, -0.4, "differs from zero (negative)"),
+        (0.01, 0.01000049, 0.4, "not shown to differ from zero at family-wise 0.01"),
     ],
 )
 def test_verdict_follows_the_adjusted_p(p_value, p_holm, estimate, words):
@@ -54,7 +75,7 @@ def test_rule_states_the_registered_level():
     (inferred,) = (p for p in methods(study) if "Holm" in p)
     assert decision_rule(study) in inferred
     assert "at least 0.0005 before adjustment" in inferred
-    assert verdict(study, number(0.001, 0.04, 1.0)) == "differs from 0 (positive)"
+    assert verdict(study, number(0.001, 0.04, 1.0)) == "differs from zero (positive)"
 
 
 def test_mini_methods():
@@ -125,7 +146,19 @@ def test_a_study_of_one_origin_has_one_paragraph_of_training():
 
 
 def found(study: Study, words: str) -> str:
-    return "".join(text for text in threats(study) if words in text)
+    facts = planned_facts(study)
+    checks = [
+        {
+            "asset": "contrast_estimate",
+            "partition": contrast.key,
+            "check_name": "comparable",
+            "status": audit.status,
+            "details": json.dumps(audit.details),
+        }
+        for contrast in study.contrast_list
+        for audit in [comparable_audit(study, contrast, facts)]
+    ]
+    return "".join(t for t in map(plain, threats(study, Ledger([]), checks)) if words in t)
 
 
 def test_threat_of_two_origins():
@@ -138,9 +171,32 @@ def test_threat_of_two_origins():
     assert found(only("trained"), "earlier experiment") == ""
 
 
-def test_threat_of_two_recipes():
+def test_threat_of_two_recipes_names_what_differs():
     assert found(load_study(MINI), "different recipes") == ""
-    assert found(load_study(LENGTH_MATCHED), "different recipes").startswith("generic_cot − garb")
+    said = found(load_study(LENGTH_MATCHED), "different recipes")
+    assert said.startswith("generic_cot − garbage_cot, generic_cot − scrambled_english_cot, ")
+    assert "rank 16 and 32" in said
+    assert "learning rate 0.0001 and 5e-06" in said
+
+
+def test_a_check_that_some_partition_did_not_pass_is_a_threat():
+    study = load_study(MINI)
+    row = {"asset": "cell_diagnostics", "check_name": "letter_collapse", "threshold": ""}
+    checks = [
+        row | {"partition": "a.b.1", "status": "passed", "observed": "fine"},
+        row | {"partition": "a.b.2", "status": "failed", "observed": "all answers are A"},
+        row | {"partition": "a.b.3", "status": "failed", "observed": "all answers are B"},
+    ]
+    ledger = Ledger(
+        Number(f"checks/cell_diagnostics/letter_collapse/{status}", n, "", 0, "", "", "", ())
+        for status, n in (("failed", 2.0), ("unverifiable", 0.0))
+    )
+    (said,) = (t for t in map(plain, threats(study, ledger, checks)) if "letter_collapse" in t)
+    assert said == (
+        "cell_diagnostics, letter_collapse: 2 failed and 0 unverifiable. First: a.b.2: all answers "
+        "are A."
+    )
+    assert not [t for t in map(plain, threats(study, ledger, checks[:1])) if "collapse" in t]
 
 
 def test_threat_of_another_frame_names_contrasted_arms_only():

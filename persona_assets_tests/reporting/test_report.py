@@ -99,13 +99,15 @@ def test_every_contrast_is_stated_with_interval_and_p(landed, warehouse, page, r
         )
         sign = "positive" if estimate > 0 else "negative"
         verdict = (
-            "not shown to differ from 0 at family-wise 0.01"
+            "not shown to differ from zero at family-wise 0.01"
             if p > 0.01
-            else f"differs from 0 ({sign})"
+            else f"differs from zero ({sign})"
         )
         assert said + verdict in spoken
-        assert said + verdict.capitalize() in plain
-    rule = "“Differs from 0” means Holm-adjusted p ≤ 0.01 with questions drawn; the interval shown"
+        assert said + verdict[0].upper() + verdict[1:] in plain
+    rule = (
+        "“Differs from zero” means Holm-adjusted p ≤ 0.01 with questions drawn; the interval shown"
+    )
     assert spoken.count(rule) == plain.count(rule) == 2  # findings and methods
 
 
@@ -197,7 +199,8 @@ def test_scrolling_regions_and_headers_are_named_for_screen_readers(page):
     regions = [tag for tag, name, value in page.attributes if (name, value) == ("role", "region")]
     labels = [v for tag, name, v in page.attributes if name == "aria-label" and tag != "th"]
     stops = [tag for tag, name, _ in page.attributes if name == "tabindex"]
-    assert len(regions) == len(stops) == len(labels) == len(set(labels)) == 16
+    assert len(regions) == len(stops) == len(labels) - 1 == len(set(labels)) - 1 == 19
+    assert "Sections" in labels  # the list of sections does not scroll
     scopes = [value for tag, name, value in page.attributes if (tag, name) == ("th", "scope")]
     assert len(scopes) == page.tags.count("th")
     assert set(scopes) == {"col", "colgroup", "row"}
@@ -264,7 +267,7 @@ def test_hostile_text_is_shown_not_obeyed_in_markdown(report):
 
 def test_markdown_tables_are_whole(report):
     tables = re.findall(r"(?:^\|.*\n)+", report.markdown, flags=re.MULTILINE)
-    assert len(tables) == 10
+    assert len(tables) == 13
     for table in tables:
         lines = table.splitlines()
         assert len({line.count("|") for line in lines}) == 1, lines[0]
@@ -335,19 +338,72 @@ def test_vocabulary_says_the_words_and_the_increases(landed, page, report):
     assert "`librarian`: `librarianish`" in report.markdown
 
 
-def test_vocabulary_that_is_not_measured_has_its_reason(tmp_path):
+def test_a_study_of_one_source_with_earlier_values(tmp_path):
+    """No vocabulary to measure, and an earlier experiment to compare with."""
     raw = small_study().model_dump(mode="json")
+    contrasts = raw["contrasts"]
+    contrasts[2]["published"] = {"source_loss": {"estimate": 0.212, "interval": [0.2, 0.22]}}
+    contrasts[3]["published"] = {"source_loss": {"estimate": -0.017}}
     study = small_study(
-        sources=["librarian"], arms={arm: {"origin": "trained"} for arm in raw["arms"]}
+        sources=["librarian"],
+        arms={arm: {"origin": "trained"} for arm in raw["arms"]},
+        contrasts=contrasts,
     )
     (tmp_path / "landed").mkdir()
     landed = land(tmp_path / "landed", study, bank(4))
-    landed.build(tmp_path / "warehouse.duckdb")
+    warehouse = tmp_path / "warehouse.duckdb"
+    landed.build(warehouse)
     image = b"<svg/>"
-    rendered = render_report(
-        tmp_path / "warehouse.duckdb", study, {"forest_plot": image, "loss_heatmap": image}
-    )
+    rendered = render_report(warehouse, study, {"forest_plot": image, "loss_heatmap": image})
     assert "Not measured: a lexicon is what sets one source apart" in rendered.html
     assert "Not measured: a lexicon is what sets one source apart" in rendered.markdown
-    audits = lint_audits(rendered.html, tmp_path / "warehouse.duckdb", study)
+    audits = lint_audits(rendered, warehouse, study)
     assert [audit.details for audit in audits if audit.status != "passed"] == []
+    page = Page(rendered.html)
+    for contrast, earlier, interval in (
+        ("persona_cot-garbage_cot", 0.212, "[+0.200, +0.220]"),
+        ("contradicting_cot-generic_cot", -0.017, "–"),
+    ):
+        ((estimate, low, high),) = query(
+            warehouse,
+            "SELECT estimate, ci_low, ci_high FROM contrasts WHERE scope = 'macro' AND scheme = "
+            f"'question' AND contrast = '{contrast}' AND axis = 'source_loss'",
+        )
+        name = contrast.replace("-", " − ") + "source loss"
+        (row,) = (r for r in page.rows if r.startswith(f"|{name}|{signed(earlier)}|"))
+        cells = row.split("|")
+        assert cells[3:5] == [interval, signed(estimate)]
+        assert cells[6:] == [f"[{signed(low)}, {signed(high)}]", signed(estimate - earlier)]
+
+
+def test_diagnostics_are_the_warehouses(landed, warehouse, page):
+    rows = "\n".join(page.rows)
+    for arm, condition in (
+        ("baseline", "cell = 'baseline'"),
+        ("persona_cot", "arm = 'persona_cot'"),
+    ):
+        ((share,),) = query(
+            warehouse,
+            "SELECT max(n / total) FROM (SELECT count(*) AS n, "
+            "sum(count(*)) OVER (PARTITION BY cell, persona) AS total FROM outcomes "
+            f"WHERE scaffold = 'no_cot' AND {condition} GROUP BY cell, persona, predicted_letter)",
+        )
+        assert f"|{arm}|{share:.3f}|" in rows
+    # Synthetic rationales all end by their tag, after as many tokens as they have words.
+    assert re.search(r"\|baseline\|1\.000\|0\.000\|0\.000\|0\.000\|0\.000\|\d+\.\d", rows)
+    (row,) = (r for r in page.rows if r.startswith("|cell_diagnostics|letter_collapse|"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[3:6] == ["23", "1", "0"]
+    failed = landed.study.cells[2].key
+    assert cells[6] == f"{failed}: 6 of 60 answers are of one letter Asked: at most 5 %"
+    (row,) = (r for r in page.rows if r.startswith("|training_dataset|loss_token_parity|"))
+    n = str(len(landed.study.cells_of("carry_over")))
+    assert row.split("|")[3:6] == ["0", "0", n]
+    assert f"{n} came out as they were within the study's tolerance" in page.text
+
+
+def test_compute_is_told_by_device(landed, page):
+    """Evaluations of 4.25 s on a GPU (24 cells and the baseline), trainings of 2.5 s on a CPU."""
+    trained = len(landed.study.cells_of("trained"))
+    assert f"graphics processor (GPU) hours{25 * 4.25 / 3600:.3g}" in page.text
+    assert f"processor-hours on the clock{2.5 * trained / 3600:.3g}" in page.text

@@ -12,6 +12,7 @@ import pytest
 from persona_assets.evaluation.outcomes import SCHEMA
 from persona_assets.questions.bank import content_hash, from_frame
 from persona_assets.reporting.comments import COLUMNS
+from persona_assets.reporting.views import VIEWS
 from persona_assets.reporting.warehouse import WarehouseError, warehouse_audits
 from persona_assets_tests.synthetic import bank
 
@@ -30,7 +31,7 @@ def test_every_landed_row_is_there(landed, tmp_path):
         "questions": 12 + 4,
         "outcomes": (N_CELLS + 1) * 5 * 4 * 12,
         "training_rows": N_CELLS * 4,
-        "cells": N_CELLS,
+        "cells": N_CELLS + 1,
         "contrasts": 8 * 3 * 2,
         "equivalence": 4,
         "losses": (5 * 3 + 2 * 2) * 4 * 2,
@@ -92,7 +93,8 @@ def test_training_rows_bear_their_cell_and_no_token_ids(warehouse):
     assert {"cell", "system", "user", "assistant", "reference_only"} <= set(columns)
     assert not {"input_ids", "loss_start"} & set(columns)
     cells = query(warehouse, "SELECT DISTINCT cell FROM training_rows ORDER BY cell")
-    assert cells == query(warehouse, "SELECT cell FROM cells ORDER BY cell")
+    trained = "SELECT cell FROM cells WHERE cell <> 'baseline' ORDER BY cell"
+    assert cells == query(warehouse, trained)
 
 
 def test_study_and_comments_are_in_the_file(landed, warehouse):
@@ -102,7 +104,8 @@ def test_study_and_comments_are_in_the_file(landed, warehouse):
     assert study_hash == landed.study.content_hash
     assert bank_hash == content_hash(from_frame(pl.read_parquet(landed.questions)))
     tables = dict(query(warehouse, "SELECT table_name, comment FROM duckdb_tables()"))
-    assert len(tables) == 9 + len(landed.frames["more"])
+    stored = [name for name, view in VIEWS.items() if view.stored]
+    assert len(tables) == 8 + len(stored) + len(landed.frames["more"])
     assert all(tables.values())
     undescribed = query(
         warehouse,
@@ -142,7 +145,7 @@ def test_reader_of_the_old_file_is_not_disturbed(landed, tmp_path):
     target = tmp_path / "warehouse.duckdb"
     landed.build(target)
     old = target.stat().st_ino
-    sql = "SELECT DISTINCT checkpoint_seconds FROM cells"
+    sql = "SELECT DISTINCT outcomes_seconds FROM cells"
     # Another process, as a reader is: it holds the old file open while the new one is built.
     reader = subprocess.Popen(
         [sys.executable, "-c", _READER, str(target), sql],
@@ -153,11 +156,11 @@ def test_reader_of_the_old_file_is_not_disturbed(landed, tmp_path):
     with reader:
         assert reader.stdout.readline() == "open\n"
         landed.build(
-            target, cells=landed.frames["cells"].with_columns(checkpoint_seconds=pl.lit(7.0))
+            target, cells=landed.frames["cells"].with_columns(outcomes_seconds=pl.lit(7.0))
         )
         said, _ = reader.communicate("now\n", timeout=60)
     assert reader.returncode == 0
-    assert said == "[(2.5,)]\n"
+    assert said == "[(4.25,)]\n"
     assert target.stat().st_ino != old
     assert query(target, sql) == [(7.0,)]
     assert [path.name for path in tmp_path.iterdir()] == ["warehouse.duckdb"]

@@ -1,0 +1,85 @@
+"""Every number of a ledger comes out again, and says where it is from."""
+
+from __future__ import annotations
+
+import pytest
+
+from persona_assets.reporting.ledger import Ledger, Number, UnknownNumber
+from persona_assets.reporting.queries import open_warehouse
+from persona_assets.reporting.trace import (
+    as_json,
+    as_text,
+    question_rows,
+    read_ledger,
+    remade,
+    trace,
+)
+
+MACRO = "contrast/contradicting_cot-generic_cot/persona_cot/source_loss/macro/question"
+
+
+def test_every_field_of_every_number_is_reproduced(warehouse):
+    """Values, intervals and p: of estimates, of equivalence tests, of what is only counted."""
+    fields = set()
+    with open_warehouse(warehouse) as db:
+        ledger = read_ledger(db)
+        for number in ledger.values():
+            again = remade(db, ledger, number)
+            assert {name: getattr(number, name) for name in again} == again, number.number_id
+            fields |= again.keys()
+            resampled = number.ci_low is not None
+            assert resampled == ("ci_low" in again), number.number_id
+    assert fields == {"value", "ci_low", "ci_high", "std_error", "p_value", "p_holm"}
+    assert f"{MACRO}/equivalence_0.05" in ledger
+
+
+def test_a_number_that_was_tampered_with_is_not_reproduced(landed, tmp_path):
+    import duckdb
+
+    path = tmp_path / "warehouse.duckdb"
+    landed.build(path)
+    with duckdb.connect(str(path)) as db:
+        db.execute("UPDATE numbers SET ci_low = ci_low + 1e-12 WHERE number_id = $1", [MACRO])
+    found = trace(path, MACRO)
+    assert [name for name, ok in found.reproduced.items() if not ok] == ["ci_low"]
+    assert "ci_low" in as_text(found, None)
+    assert "NOT reproduced" in as_text(found, None)
+
+
+def test_the_cells_of_a_number_are_exactly_those_of_its_definition(landed, warehouse):
+    found = trace(warehouse, MACRO)
+    contrast = landed.study.contrast("contradicting_cot-generic_cot.source_loss")
+    assert [cell["cell"] for cell in found.cells] == sorted(
+        cell.key for cell in landed.study.contrast_cells(contrast)
+    )
+    text = as_text(found, None)
+    assert "Cells (8):" in text
+    # What all have in common is said once.
+    assert text.count("transformers, torch 2.13.0") == 1
+    assert f"  study_sha256: {landed.study.content_hash}" in text
+    cell = found.cells[0]
+    assert cell["checkpoint_sha256"][:12] in text
+    assert cell["checkpoint_sha256"] not in text
+    assert as_json(found)["cells"][0]["checkpoint_sha256"] == cell["checkpoint_sha256"]
+
+
+def test_the_untrained_models_numbers_have_their_lineage(warehouse):
+    found = trace(warehouse, "accuracy/baseline/no_cot/librarian")
+    (cell,) = found.cells
+    assert (cell["cell"], cell["outcomes_run_id"]) == ("baseline", "run-baseline")
+    assert cell["checkpoint_sha256"] is None
+    shown = question_rows(warehouse, found.number, 3)
+    assert len(shown) == 3
+    assert {row["run_id"] for row in shown} == {"run-baseline"}
+    assert "run-baseline" in as_text(found, shown)
+
+
+def test_an_unknown_number_names_the_nearest(warehouse):
+    with pytest.raises(UnknownNumber, match=f"Did you mean '{MACRO}'"):
+        trace(warehouse, MACRO.replace("macro", "makro"))
+
+
+def test_two_numbers_of_one_id_are_refused():
+    number = Number("count/cells", 1.0, "rows", 1, "", "", "", ())
+    with pytest.raises(ValueError, match="two numbers are called 'count/cells'"):
+        Ledger([number, number])
