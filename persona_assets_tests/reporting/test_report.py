@@ -377,11 +377,9 @@ def test_a_study_of_one_source_with_earlier_values(tmp_path):
 
 
 def test_diagnostics_are_the_warehouses(landed, warehouse, page):
-    rows = "\n".join(page.rows)
-    for arm, condition in (
-        ("baseline", "cell = 'baseline'"),
-        ("persona_cot", "arm = 'persona_cot'"),
-    ):
+    rows = "\n".join(page.rows).replace("\n|", "|")
+    arms = {"baseline": "cell = 'baseline'", "persona_cot": "arm = 'persona_cot'"}
+    for arm, condition in arms.items():
         ((share,),) = query(
             warehouse,
             "SELECT max(n / total) FROM (SELECT count(*) AS n, "
