@@ -220,7 +220,7 @@ def measure(folder: Path, threads: int) -> None:
         "vocabulary estimates", lambda: vocabulary_estimates(study, scores, questions=ids)
     )
 
-    def build(target: Path, more: dict[str, pl.DataFrame]) -> dict[str, int]:
+    def build(target: Path, more: dict[str, pl.DataFrame], passing: bool = False) -> dict[str, int]:
         return build_warehouse(
             target,
             study,
@@ -244,11 +244,12 @@ def measure(folder: Path, threads: int) -> None:
                 "vocabulary": vocabulary,
                 **more,
             },
+            passing=passing,
             threads=threads,
         )
 
     passing = folder / "passing.duckdb"
-    stages.run("database for the ledger", lambda: build(passing, {}))
+    stages.run("database for the ledger", lambda: build(passing, {}, passing=True))
     estimates = pl.concat([*registered, exploratory])
     numbers = Tables(estimates, tables.contrasts, losses, vocabulary)
     with duckdb.connect(str(passing), config={"threads": threads}) as db:
@@ -261,7 +262,7 @@ def measure(folder: Path, threads: int) -> None:
     counts = stages.run("warehouse", lambda: build(target, {"numbers": ledger.to_frame()}))
     audits = stages.run("warehouse: every number again", lambda: warehouse_audits(target, study))
     print({audit.name: audit.status for audit in audits}, counts["outcomes"], "outcome rows")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # it starts no process
     print(f"in all {stages.total:.1f} s, {peak:.2f} GiB at the peak, {threads} threads")
 
 

@@ -35,7 +35,7 @@ def number_ledger(task: Task) -> Made:
     )
     with tempfile.TemporaryDirectory(dir=task.draft.parent) as folder:
         path = Path(folder) / "passing.duckdb"
-        _build(task, path, {})
+        _build(task, path, {}, passing=True)
         with duckdb.connect(str(path)) as db:
             ledger, disagreements = evaluated(db, study_numbers(task.study, tables))
     task.write(ledger.to_frame(), "numbers")
@@ -67,7 +67,9 @@ def warehouse(task: Task) -> Made:
     )
 
 
-def _build(task: Task, path: Path, more: dict[str, pl.DataFrame]) -> dict[str, int]:
+def _build(
+    task: Task, path: Path, more: dict[str, pl.DataFrame], *, passing: bool = False
+) -> dict[str, int]:
     """Build a database of what has landed, and ``more`` tables; row counts."""
     from persona_assets.reporting.warehouse import build_warehouse
 
@@ -89,6 +91,7 @@ def _build(task: Task, path: Path, more: dict[str, pl.DataFrame]) -> dict[str, i
         equivalence=_multiplicity(task, "equivalence"),
         losses=task.frame("loss_matrix"),
         more={"exploratory": exploratory, **_vocabulary(task), **more},
+        passing=passing,
     )
 
 

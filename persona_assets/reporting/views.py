@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class View:
     """A view: what it answers, its query, and what the columns mean that no table has.
 
-    ``stored`` ones are tables made by that query, because thousands of numbers read them.
+    ``stored`` ones are tables made by that query, because thousands of numbers read them; in
+    an order in which what one number reads lies together, and the rest is skipped.
     """
 
     comment: str
@@ -33,6 +34,7 @@ VIEWS: dict[str, View] = {
         FROM outcomes o JOIN outcomes b USING (persona, scaffold, question_id)
         WHERE b.cell = 'baseline' AND o.cell <> 'baseline'
         GROUP BY ALL
+        ORDER BY axis, scaffold, arm, source, seed, question_id
         """,
         {
             "loss": "Baseline's right answers minus the cell's, summed over the axis' personas.",

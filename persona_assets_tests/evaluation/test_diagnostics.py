@@ -341,6 +341,24 @@ def test_a_persona_answered_by_the_base_is_found_and_named():
     assert f"least in {personas[-1]}/" in found.observed
 
 
+@pytest.mark.parametrize(("spared", "status"), [(21, "failed"), (20, "passed")])
+def test_one_persona_and_scaffold_answered_by_the_base_is_refused(spared, status):
+    """Of 20 persona × scaffolds with 40 prompts one is enough, although 0.97 of all have moved."""
+    by_base, rest = BASELINE[:spared], BASELINE[spared:]
+    found = adapter_effect_audit(pl.concat([by_base, moved(rest, 1.0)]), BASELINE, "float32")
+    assert found.status == status
+    persona, scaffold = BASELINE.select("persona", "scaffold").row(0)
+    assert found.details["unchanged"] == {f"{persona}/{scaffold}": 1 - spared / 40}
+
+
+def test_a_persona_and_scaffold_with_few_shared_prompts_is_not_judged_alone():
+    persona, scaffold = BASELINE.select("persona", "scaffold").row(0)
+    group = (pl.col("persona") == persona) & (pl.col("scaffold") == scaffold)
+    for kept, status in ((19, "passed"), (20, "failed")):
+        frame = pl.concat([BASELINE.filter(group)[:kept], moved(BASELINE.filter(~group), 1.0)])
+        assert adapter_effect_audit(frame, BASELINE, "float32").status == status
+
+
 def test_rows_are_compared_where_the_prompt_is_the_same():
     other = pl.when(pl.col("stop_reason").is_not_null()).then(pl.lit("1" * 64))
     frame = BASELINE.with_columns(prompt_sha256=other.otherwise("prompt_sha256"))

@@ -40,7 +40,7 @@ def test_distribution_of_the_sum_is_the_enumerated_one(values):
     assert found == pytest.approx({s: exact.get(s, 0.0) for s in found}, abs=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=60))
 def test_distribution_of_the_sum_has_the_closed_form_moments(values):
     """Mean S, variance n · var(values): whatever the lattice leaves out does not show."""
@@ -191,7 +191,7 @@ def test_stream_depends_on_seed_and_number_id_only():
     assert not np.array_equal(other, first)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-10, 10), min_size=1, max_size=30), st.integers(-50, 50))
 def test_constant_offset_shifts_everything_by_itself(values, offset):
     one, other = boot(values, n_resamples=200), boot(np.add(values, offset), n_resamples=200)
@@ -199,7 +199,7 @@ def test_constant_offset_shifts_everything_by_itself(values, offset):
     assert other.std_error == pytest.approx(one.std_error, abs=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-10, 10), min_size=1, max_size=30), st.randoms())
 def test_row_order_does_not_matter(values, random):
     shuffled = random.sample(values, len(values))
@@ -208,7 +208,7 @@ def test_row_order_does_not_matter(values, random):
     assert (one.p_value, one.interval(0.9)) == (other.p_value, other.interval(0.9))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=12))
 def test_sign_flip_mirrors_the_distribution(values):
     lowest, p = sum_distribution(np.array(values))
@@ -229,7 +229,7 @@ def test_sign_flip_mirrors_the_result():
     assert one.interval(0.95) == pytest.approx((-high, -low), abs=0.1 * one.std_error)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-10, 10), min_size=1, max_size=20), st.floats(0.5, 0.99))
 def test_intervals_are_nested_and_within_the_values(values, confidence):
     result = boot(values, n_resamples=300)
