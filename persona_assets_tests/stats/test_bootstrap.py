@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections import Counter
@@ -12,7 +13,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_assets.stats.bootstrap import BootstrapMean, bootstrap_mean, sum_distribution
+from persona_assets.stats.bootstrap import (
+    BootstrapMean,
+    bootstrap_mean,
+    random_stream,
+    sum_distribution,
+)
 
 B = 40_000
 
@@ -189,6 +195,12 @@ def test_stream_depends_on_seed_and_number_id_only():
     assert not np.array_equal(boot(values, "b").sums, first)
     other = bootstrap_mean(values, seed=187, number_id="a", n_resamples=B).sums
     assert not np.array_equal(other, first)
+
+
+def test_stream_is_seeded_by_the_sha256_of_seed_and_number_id():
+    seed = int(hashlib.sha256(b"186/contrast/a-b").hexdigest(), 16)
+    expected = np.random.Generator(np.random.PCG64(seed)).random(3)
+    assert np.array_equal(random_stream(186, "contrast/a-b").random(3), expected)
 
 
 @settings(max_examples=50)

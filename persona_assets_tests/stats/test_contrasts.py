@@ -205,10 +205,12 @@ def test_missing_cells_are_named_and_nothing_is_estimated():
         loss_matrix(STUDY, BASELINE, some, questions=QUESTIONS)
 
 
-def test_only_the_contrast_s_own_cells_are_needed():
-    own = {cell.key: CELLS[cell.key] for cell in STUDY.contrast_cells(PERSONA_SOURCE)}
+def test_only_the_contrast_s_own_cells_and_scaffold_are_needed():
+    own = {cell.key: CELLS[cell.key] for cell in STUDY.contrast_cells(PERSONA_BYSTANDER)}
     assert len(own) == 8
-    assert estimate_contrast(STUDY, PERSONA_SOURCE, own, questions=QUESTIONS).height == 6
+    read = {key: frame.filter(scaffold="persona_cot") for key, frame in own.items()}
+    table = estimate_contrast(STUDY, PERSONA_BYSTANDER, read, questions=QUESTIONS)
+    assert table.equals(BYSTANDER_TABLE)
 
 
 def test_family_is_holm_over_the_macro_rows_of_each_scheme():

@@ -134,6 +134,7 @@ def test_four_equal_sources_need_six_occurrences():
         return weighted_log_odds((k, 25_000), (0, 75_000), prior=(k, 100_000))[1]
 
     assert z(5) < MIN_Z < z(6)
+    assert MIN_Z == 1.96
 
 
 def test_lexicon_holds_the_sources_own_words_only():

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from persona_assets.stats.bootstrap import bootstrap_mean
 from persona_assets.stats.contrasts import estimate_contrast
 from persona_assets.stats.estimands import estimands
 from persona_assets.stats.estimates import ESTIMATES_SCHEMA, Sample, estimate_exploratory
@@ -166,6 +167,22 @@ def test_intervals_are_those_of_plain_resampling(name, scheme):
     assert row["std_error"] == pytest.approx(se, rel=5 / math.sqrt(B))
     p = (1 + sum(abs(s - observed) >= abs(observed) for s in sums)) / (1 + B)
     assert row["p_value"] == pytest.approx(p, abs=5 * math.sqrt(2 * p * (1 - p) / B) + 2 / B)
+
+
+@pytest.mark.parametrize("scheme", ["pairs", "question"])
+def test_the_stream_is_that_of_study_seed_and_number_id(scheme):
+    """Value, interval, error and p are those of the estimator, given the row's own account."""
+    name = f"contrast/persona_cot-garbage_cot/persona_cot/bystander_leakage/macro/{scheme}"
+    row, deltas = ROWS[name], pairs(ROWS[name])
+    values = list(deltas.values())
+    if scheme == "question":
+        values = [sum(d for (*_, q), d in deltas.items() if q == one) for one in QUESTIONS]
+    again = bootstrap_mean(
+        values, unit=row["unit"], seed=STUDY.seed, number_id=name, n_resamples=row["n_resamples"]
+    )
+    assert row["n_resamples"] == B
+    assert (row["ci_low"], row["ci_high"]) == again.interval(0.95)
+    assert (row["std_error"], row["p_value"]) == (again.std_error, again.p_value)
 
 
 def test_unknown_scheme_is_refused():
