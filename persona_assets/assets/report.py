@@ -78,6 +78,7 @@ def _build(
     return build_warehouse(
         path,
         study,
+        passing=passing,
         questions=store.path(Ref("question_bank"), "questions.parquet"),
         training=[
             store.path(Ref("training_dataset", c.key), "training_rows.parquet") for c in study.cells
@@ -91,7 +92,6 @@ def _build(
         equivalence=_multiplicity(task, "equivalence"),
         losses=task.frame("loss_matrix"),
         more={"exploratory": exploratory, **_vocabulary(task), **more},
-        passing=passing,
     )
 
 

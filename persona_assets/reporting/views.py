@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 class View:
     """A view: what it answers, its query, and what the columns mean that no table has.
 
-    ``stored`` ones are tables made by that query, because thousands of numbers read them; in
-    an order in which what one number reads lies together, and the rest is skipped.
+    ``stored`` ones are tables made by that query, because thousands of numbers read them.
     """
 
     comment: str
@@ -34,6 +33,7 @@ VIEWS: dict[str, View] = {
         FROM outcomes o JOIN outcomes b USING (persona, scaffold, question_id)
         WHERE b.cell = 'baseline' AND o.cell <> 'baseline'
         GROUP BY ALL
+        -- What one number reads lies together, and the rest is skipped.
         ORDER BY axis, scaffold, arm, source, seed, question_id
         """,
         {
