@@ -207,6 +207,13 @@ def _contrast_problems(study: Study) -> Iterator[Problem]:
                 )
         if spec.a == spec.b:
             yield Problem(f"contrasts.{i}", "contrasts an arm with itself", "Name two arms.")
+        margins = [f"{test.margin:g}" for test in spec.equivalence]  # as the numbers' ids have it
+        if repeated := sorted({margin for margin in margins if margins.count(margin) > 1}):
+            yield Problem(
+                f"contrasts.{i}.equivalence",
+                f"the margin {repeated[0]} occurs twice: its two tests would bear one name",
+                "Keep one test a margin.",
+            )
         for axis in spec.axes:
             if (spec.a, spec.b, axis) in seen or (spec.b, spec.a, axis) in seen:
                 yield Problem(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from persona_assets import environment
 from persona_assets.study import Study, load_study
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+# Time limits of single examples say how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")

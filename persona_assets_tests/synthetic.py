@@ -295,7 +295,7 @@ def number_ledger(landed: Landed, estimates: pl.DataFrame, passing: Path) -> pl.
     """The table ``numbers``, recomputed by SQL over a passing build."""
     import duckdb
 
-    landed.build(passing)
+    landed.build(passing, passing=True)
     tables = Tables(
         estimates,
         landed.frames["contrasts"],

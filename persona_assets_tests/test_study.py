@@ -127,6 +127,12 @@ WRONG = {
         "contrasts.4.axes",
         "Keep one",
     ),
+    "two equivalence tests of one margin": (
+        "{margin: 0.05, alpha: 0.005}",
+        "{margin: 0.0300000001, alpha: 0.005}",
+        "contrasts.3.equivalence",
+        "Keep one test a margin",
+    ),
     "no carry_over section": ("carry_over:\n  kind: local", "other:\n  kind: local", "other", ""),
     "question bank of another world": (
         "rationales: {writer: miniature}",

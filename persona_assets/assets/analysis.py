@@ -84,7 +84,11 @@ def vocabulary_leakage(task: Task) -> Made:
     task.write(scores, "vocabulary_scores")
     task.write(estimates, "vocabulary")
     return Made(
-        summary={"words": lexicon.height, "rationales": scores.height},
+        summary={
+            "words": lexicon.height,
+            "rationales": scores.height,
+            "without_a_word": scores.filter(words=0).height,  # each scores 0
+        },
         metadata=table_preview(lexicon.select("source", "rank", "word", "z")),
     )
 

@@ -40,7 +40,7 @@ def number_ledger(task: Task) -> Made:
     )
     with tempfile.TemporaryDirectory(dir=task.draft.parent) as folder:
         path = Path(folder) / "passing.duckdb"
-        _build(task, path, {})
+        _build(task, path, {}, passing=True)
         with duckdb.connect(str(path)) as db:
             ledger, disagreements = evaluated(db, study_numbers(task.study, tables))
     task.write(ledger.to_frame(), "numbers")
@@ -72,7 +72,9 @@ def warehouse(task: Task) -> Made:
     )
 
 
-def _build(task: Task, path: Path, more: dict[str, pl.DataFrame]) -> dict[str, int]:
+def _build(
+    task: Task, path: Path, more: dict[str, pl.DataFrame], *, passing: bool = False
+) -> dict[str, int]:
     """Build a database of what has landed, and ``more`` tables; row counts."""
     from persona_assets.reporting.warehouse import build_warehouse
 
@@ -81,6 +83,7 @@ def _build(task: Task, path: Path, more: dict[str, pl.DataFrame]) -> dict[str, i
     return build_warehouse(
         path,
         study,
+        passing=passing,
         questions=store.path(Ref("question_bank"), "questions.parquet"),
         training=[
             store.path(Ref("training_dataset", c.key), "training_rows.parquet") for c in study.cells

@@ -37,6 +37,9 @@ ROUNDING = {"float32": 1e-4, "bfloat16": 0.05}
 #: none, one that is not applied to one of 11 personas at most 0.91, and the weakest miniature one
 #: (trained on correct letters) all of them, by at least 0.04 nats.
 MIN_CHANGED = 0.95
+#: ... and of the prompts of each persona × scaffold that shares at least this many: one of 44 that
+#: the checkpoint is not applied to leaves 0.98 of all changed, and none of its own.
+MIN_CHANGED_OF_EACH, MIN_SHARED = 0.5, 20
 
 _GROUP = ["persona", "scaffold"]
 _ROW = [*_GROUP, "question_id"]
@@ -249,7 +252,8 @@ def adapter_effect_audit(frame: pl.DataFrame, baseline: pl.DataFrame, dtype: str
     )
     threshold = (
         f"at least {MIN_CHANGED:.0%} of the prompts that the baseline shares move a letter by "
-        f"more than {rounding:g} nats ({dtype} rounding)"
+        f"more than {rounding:g} nats ({dtype} rounding), and {MIN_CHANGED_OF_EACH:.0%} of those "
+        f"of each persona × scaffold that shares {MIN_SHARED}"
     )
     remedy = (
         "The checkpoint was not applied, or not to every prompt, or hardly trained: see that the "
@@ -267,9 +271,10 @@ def adapter_effect_audit(frame: pl.DataFrame, baseline: pl.DataFrame, dtype: str
     )
     share = float((moved["difference"] > rounding).mean())
     least = groups.row(0, named=True)
+    spared = groups.filter(pl.col("share") < MIN_CHANGED_OF_EACH, pl.col("prompts") >= MIN_SHARED)
     return audit(
         "adapter_effect",
-        share >= MIN_CHANGED,
+        share >= MIN_CHANGED and spared.is_empty(),
         observed=f"{share:.1%} of {moved.height} shared prompts move a letter by more than "
         f"{rounding:g} nats (median {moved['difference'].median():.3g}); least in "
         f"{least['persona']}/{least['scaffold']}: {least['share']:.1%} of {least['prompts']}",

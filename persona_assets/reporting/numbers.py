@@ -149,15 +149,17 @@ def _by_seed(study: Study, row: Mapping[str, Any], rows: str) -> Iterator[Number
             **common,
         )
     if row["seed_sd"] is not None:
-        each = f"SELECT seed, sum(value) / (count(*) * {row['unit']}) AS estimate\nFROM (\n"
-        each += f"{_indented(by_seed)}\n)\nGROUP BY seed"
+        # Integers up to the root, as the statistics do it: the same to the last bit.
+        totals = "SELECT seed, sum(value)::BIGINT AS total, count(*) AS n\nFROM (\n"
+        totals += f"{_indented(by_seed)}\n)\nGROUP BY seed"
         yield Number(
             f"{key}/seed_sd",
-            float("nan"),
+            row["seed_sd"],
             n=len(row["by_seed"]),
             formula="Standard deviation (n - 1) of the estimates of the single seeds.",
-            sql="SELECT list_aggregate(list(estimate ORDER BY seed), 'stddev_samp')\n"
-            f"FROM (\n{_indented(each)}\n)",
+            sql="SELECT sqrt((count(*) * sum(total * total) - sum(total) * sum(total))\n"
+            f"    / (count(*) * (count(*) - 1))) / (max(n) * {row['unit']})\n"
+            f"FROM (\n{_indented(totals)}\n)",
             **common,
         )
 

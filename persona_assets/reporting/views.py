@@ -33,6 +33,8 @@ VIEWS: dict[str, View] = {
         FROM outcomes o JOIN outcomes b USING (persona, scaffold, question_id)
         WHERE b.cell = 'baseline' AND o.cell <> 'baseline'
         GROUP BY ALL
+        -- What one number reads lies together, and the rest is skipped.
+        ORDER BY axis, scaffold, arm, source, seed, question_id
         """,
         {
             "loss": "Baseline's right answers minus the cell's, summed over the axis' personas.",

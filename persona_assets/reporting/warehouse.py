@@ -110,6 +110,7 @@ def build_warehouse(
     equivalence: pl.DataFrame,
     losses: pl.DataFrame,
     more: Mapping[str, pl.DataFrame] | None = None,
+    passing: bool = False,
     threads: int = 2,
 ) -> dict[str, int]:
     """Build the database and rename it to ``target``.
@@ -127,6 +128,8 @@ def build_warehouse(
         equivalence: ``EQUIVALENCE_SCHEMA``.
         losses: ``LOSSES_SCHEMA``.
         more: Further tables by name, among :data:`FURTHER_TABLES`.
+        passing: Leave out what no number is made of and most of the file is made of: in
+            ``outcomes`` the texts and log-probabilities are NULL.
         threads: Threads of the build.
 
     Returns:
@@ -153,7 +156,7 @@ def build_warehouse(
         for name, frame in frames.items():
             frame.write_parquet(scratch / f"{name}.parquet")
         tables = [
-            *_landed_tables(questions, training, outcomes),
+            *_landed_tables(questions, training, outcomes, passing),
             *(_frame_table(scratch / f"{name}.parquet") for name in frames),
         ]
         built = scratch / "built.duckdb"
@@ -185,12 +188,14 @@ def _study_frame(study: Study, questions: Path) -> pl.DataFrame:
 
 
 def _landed_tables(
-    questions: Path, training: Sequence[Path], outcomes: Sequence[Path]
+    questions: Path, training: Sequence[Path], outcomes: Sequence[Path], passing: bool
 ) -> Iterator[_Table]:
     yield _table("questions", ("question_id",), [questions], bank.SCHEMA)
     key = ("cell", "persona", "scaffold", "question_id")
-    logprobs = {"letter_logprobs": "map_from_entries(letter_logprobs)"}
-    yield _table("outcomes", key, outcomes, outcome_rows.SCHEMA, logprobs)
+    made = {"letter_logprobs": "map_from_entries(letter_logprobs)"}
+    if passing:
+        made = {"letter_logprobs": "NULL::MAP(VARCHAR, DOUBLE)", "rationale": "NULL::VARCHAR"}
+    yield _table("outcomes", key, outcomes, outcome_rows.SCHEMA, made)
     kept = [name for name in dataset.SCHEMA if name not in _TOKEN_COLUMNS]
     cell = {"cell": "concat_ws('.', source, arm, seed)"}
     yield _table("training_rows", ("cell", "question_id"), training, kept, cell)

@@ -6,6 +6,7 @@ Everything that is estimated goes the same way. An :class:`Estimand` says what i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,15 +47,6 @@ ESTIMATES_SCHEMA = pl.Schema(
         "evaluations": pl.List(pl.String),
         "by_seed": pl.List(pl.Struct(_BY_SEED)),
         "equivalence": pl.List(pl.Struct({**_TEST, "equivalent": pl.Boolean})),
-    }
-)
-#: One row an estimand × scope × seed: a point value, ``total`` / (``n_pairs`` · ``unit``). The
-#: source × seed estimates, and under the scope ``macro`` each seed's mean over the sources.
-SEEDS_SCHEMA = pl.Schema(
-    {
-        **dict.fromkeys(("number_id", "kind", "contrast", "axis", "scope"), pl.String),
-        **_BY_SEED,
-        **dict.fromkeys(("n_pairs", "unit"), pl.Int64),
     }
 )
 
@@ -101,10 +93,29 @@ class Sample:
         return self.values.sum(axis=(0, 2))
 
     @property
+    def _seed_unit(self) -> int:
+        """What a seed's total is divided by."""
+        n_sources, _, n_questions = self.values.shape
+        return n_sources * n_questions * self.divisor
+
+    @property
     def seed_estimates(self) -> list[float]:
         """Each seed's own estimate."""
-        n_sources, _, n_questions = self.values.shape
-        return (self.seed_totals / (n_sources * n_questions * self.divisor)).tolist()
+        return (self.seed_totals / self._seed_unit).tolist()
+
+    @property
+    def seed_sd(self) -> float | None:
+        """Standard deviation (n − 1) of the seeds' estimates; None of a single seed.
+
+        From the seeds' totals T by integers, √((k ΣT² − (ΣT)²) / (k (k − 1))) over their unit, so
+        that SQL which does the same finds it to the last bit, in whatever order it adds.
+        """
+        totals = self.seed_totals.tolist()
+        k = len(totals)
+        if k == 1:
+            return None
+        squares = k * sum(total**2 for total in totals) - sum(totals) ** 2
+        return math.sqrt(squares / (k * (k - 1))) / self._seed_unit
 
 
 def samples(study: Study, estimand: Estimand, answers: Answers) -> Iterator[Sample]:
@@ -153,7 +164,6 @@ def estimate(study: Study, sample: Sample, scheme: str) -> dict[str, Any]:
     """One row of ``ESTIMATES_SCHEMA``, but for ``se_ratio``, which takes both schemes."""
     estimand, result = sample.estimand, bootstrap(study, sample, scheme)
     low, high = result.interval(study.inference.confidence)
-    by_seed = sample.seed_estimates
     tests = [
         equivalence_test(result, test.margin, test.alpha)
         for test in (estimand.equivalence if sample.scope == MACRO else ())
@@ -174,7 +184,7 @@ def estimate(study: Study, sample: Sample, scheme: str) -> dict[str, Any]:
         "ci_low": low,
         "ci_high": high,
         "std_error": result.std_error,
-        "seed_sd": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
+        "seed_sd": sample.seed_sd,
         "p_value": result.p_value,
         "total": result.total,
         "n_values": result.n,
@@ -185,7 +195,7 @@ def estimate(study: Study, sample: Sample, scheme: str) -> dict[str, Any]:
         "by_seed": [
             {"seed": seed, "total": total, "estimate": value}
             for seed, total, value in zip(
-                study.seeds, sample.seed_totals.tolist(), by_seed, strict=True
+                study.seeds, sample.seed_totals.tolist(), sample.seed_estimates, strict=True
             )
         ],
         "equivalence": [test.as_row() for test in tests],
@@ -227,25 +237,3 @@ def estimate_exploratory(
     """
     answers = Answers(study, outcomes, questions=questions, scaffolds=study.scaffolds)
     return estimates_table(study, exploratory(study), answers)
-
-
-def seeds_table(estimates: pl.DataFrame) -> pl.DataFrame:
-    """The point values of each seed within each scope: ``SEEDS_SCHEMA``.
-
-    Args:
-        estimates: ``ESTIMATES_SCHEMA``.
-    """
-    # Both schemes' rows hold the same point values; the unit of ``pairs`` is that of one pair.
-    return (
-        estimates.filter(scheme="pairs")
-        .select(
-            pl.col("number_id").str.strip_suffix("/pairs"),
-            *("kind", "contrast", "axis", "scope", "by_seed", "unit"),
-            n_pairs=pl.col("n_pairs") // pl.col("by_seed").list.len(),
-        )
-        .explode("by_seed", empty_as_null=True)
-        .unnest("by_seed")
-        .with_columns(pl.concat_str("number_id", pl.lit("/seed_"), "seed").alias("number_id"))
-        .select(SEEDS_SCHEMA.names())
-        .cast(SEEDS_SCHEMA)
-    )

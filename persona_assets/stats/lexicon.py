@@ -1,8 +1,8 @@
 """Each source's lexicon: the words that its persona-voiced training rationales prefer.
 
 A *word* is a maximal run of word characters (``\\w``: letters, marks, digits, connectors, of any
-script) of the lower-cased text: ``Don't`` is ``don`` and ``t``. :func:`words` is the only
-definition, for lexicons and for the scores read off them alike.
+script) of the lower-cased text: ``Don't`` is ``don`` and ``t``. :func:`words` makes them for
+lexicons, and :func:`word_count` counts them for the scores read off lexicons.
 
 Words are ranked by the weighted log-odds ratio with an informative Dirichlet prior (Monroe,
 Colaresi & Quinn 2008, "Fightin' Words", Political Analysis 16(4)). The prior is the pooled counts
@@ -27,6 +27,7 @@ from persona_assets.study import Cell, Study
 #: The arm whose training rationales the lexicons are made from.
 LEXICON_ARM = "persona_cot"
 MAX_WORDS, MIN_Z = 50, 1.96
+_WORD = r"\w+"
 
 #: ``count_source`` and ``count_others`` are occurrences in the rationales of the source, and of the
 #: other sources together; ``rank`` starts at 1.
@@ -52,7 +53,14 @@ class LexiconError(ValueError):
 
 def words(text: pl.Expr) -> pl.Expr:
     """The words of a text column, in order: a list of strings a row."""
-    return text.str.to_lowercase().str.extract_all(r"\w+")
+    return text.str.to_lowercase().str.extract_all(_WORD)
+
+
+def word_count(text: pl.Expr, among: Sequence[str] | None = None) -> pl.Expr:
+    """How many words a text column holds, or how many of them are among some words; by row."""
+    # A run is maximal where it stands between two boundaries: no list of words need be made.
+    pattern = _WORD if among is None else rf"\b(?:{'|'.join(among)})\b"
+    return text.str.to_lowercase().str.count_matches(pattern).cast(pl.Int32)
 
 
 def generating_scaffolds(study: Study) -> tuple[str, ...]:

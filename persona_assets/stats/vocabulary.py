@@ -24,7 +24,7 @@ import polars as pl
 from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.stats.bootstrap import BootstrapMean, random_stream
 from persona_assets.stats.estimands import MACRO
-from persona_assets.stats.lexicon import generating_scaffolds, words
+from persona_assets.stats.lexicon import generating_scaffolds, word_count
 from persona_assets.stats.losses import (
     AXES,
     BadOutcomes,
@@ -66,8 +66,8 @@ VOCABULARY_SCHEMA = pl.Schema(
     }
 )
 
-#: Draws held at a time; the stream does not depend on it.
-_CHUNK_ELEMENTS = 1 << 18
+#: Draws held at a time, as many as a core's cache holds; the stream does not depend on it.
+_CHUNK_ELEMENTS = 1 << 16
 _ROW = ("persona", "scaffold", "question_id")
 
 
@@ -115,38 +115,36 @@ def cell_scores(
     scaffolds = generating_scaffolds(study)
     # Raises unless the rows are exactly the grid's.
     correct_array(study, outcomes, cell=key, scaffolds=scaffolds, questions=questions)
+    said = pl.col("rationale")
+    sources = [cell.source] if cell else study.sources
     rows = (
         outcomes.lazy()
         .filter(pl.col("scaffold").is_in(scaffolds))
-        .select(*_ROW, said=words(pl.col("rationale")))
+        .select(
+            *_ROW,
+            words=word_count(said),
+            **{f"hits {s}": word_count(said, _words_of(lexicon, s)) for s in sources},
+        )
         .sort(_ROW)
         .collect()
     )
-    mute = rows.filter(pl.col("said").is_null())
+    mute = rows.filter(pl.col("words").is_null())
     if mute.height:
         remedy = "Evaluate the cell again."
         raise BadOutcomes(key, "without a rationale", mute.select(_ROW).rows(), remedy)
     scored = [
-        rows.lazy().select(
-            cell=pl.lit(key),
-            source=pl.lit(source),
-            **{name: pl.col(name) for name in _ROW},
-            hits=_hits(pl.col("said"), _words_of(lexicon, source)),
-            words=pl.col("said").list.len().cast(pl.Int32),
-        )
-        for source in ([cell.source] if cell else study.sources)
+        rows.select(
+            *_ROW, "words", cell=pl.lit(key), source=pl.lit(source), hits=f"hits {source}"
+        ).with_columns(score=score())
+        for source in sources
     ]
-    return pl.concat(scored).with_columns(score=score()).select(SCORES_SCHEMA.names()).collect()
+    return pl.concat(scored).select(SCORES_SCHEMA.names())
 
 
 def score() -> pl.Expr:
     """The score of a row with ``hits`` and ``words``: their ratio in billionths, 0 of 0 words."""
     hits, n = pl.col("hits").cast(pl.Int64), pl.col("words").cast(pl.Int64)
     return pl.when(n > 0).then((2 * SCALE * hits + n) // (2 * n)).otherwise(0)
-
-
-def _hits(said: pl.Expr, lexicon: list[str]) -> pl.Expr:
-    return said.list.eval(pl.element().is_in(lexicon)).list.sum().cast(pl.Int32)
 
 
 def _words_of(lexicon: pl.DataFrame, source: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
@@ -12,6 +13,9 @@ from persona_assets.questions.bank import LETTERS, Question
 from persona_assets_tests.small_study import random_model
 
 PERSONAS = {"librarian": "You are a librarian.", "villain": "You are a villain who plots."}
+# Models this small lose more to the hand-over between threads than they gain.
+torch.set_num_threads(1)
+
 #: Scaffolds that a study may define: a tag of its own, and a text in place of a generated one.
 PLAN = Scaffold("plan", "plan", generates=True)
 FORCED = Scaffold("forced", "thinking", forces="garbage_cot")

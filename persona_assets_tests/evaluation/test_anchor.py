@@ -75,7 +75,7 @@ def test_a_forced_rationale_is_scored_where_the_arms_own_was_trained(qwen, arm):
         assert_letter_follows_the_prompt(qwen, arm, rationale, scaffold)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     arm=st.sampled_from([arm for arm in EVERY_ARM if arm.has_rationale]),
     body=st.text(max_size=20),

@@ -203,6 +203,15 @@ def test_entropy_is_of_the_predicted_letters():
     assert others["entropy"].to_list() == pytest.approx([2.0] * (GROUPS - 1))
 
 
+@pytest.mark.parametrize(
+    ("letters", "letter"), [("A" * 9 + "C" * 20 + "B" * 11, "C"), ("D" * 20 + "B" * 20, "B")]
+)
+def test_the_letter_is_the_most_predicted_and_the_first_of_equals(letters, letter):
+    persona, scaffold = BASELINE.select("persona", "scaffold").row(0)
+    table = predicted_letters(cell_predicting(letters)).filter(persona=persona, scaffold=scaffold)
+    assert table.select("letter", "share").rows() == [(letter, 0.5)]
+
+
 def test_a_cell_as_varied_as_the_baseline_passes():
     found = letter_collapse_audit(outcomes(STUDY, FOUR, CELL, 1.0), BASELINE)
     assert (found.status, found.blocking) == ("passed", False)
@@ -339,6 +348,33 @@ def test_a_persona_answered_by_the_base_is_found_and_named():
         f"{personas[-1]}/{scaffold}": 0.0 for scaffold in STUDY.scaffolds
     }
     assert f"least in {personas[-1]}/" in found.observed
+
+
+@pytest.mark.parametrize(("every", "status"), [(20, "passed"), (19, "failed")])
+def test_one_unchanged_prompt_in_twenty_is_allowed_wherever_it_is(every, status):
+    spared = pl.int_range(pl.len()) % every == 0
+    frame = pl.concat([BASELINE.filter(spared), moved(BASELINE.filter(~spared), 1.0)])
+    found = adapter_effect_audit(frame, BASELINE, "float32")
+    assert found.status == status
+    assert found.blocks is (status == "failed")
+
+
+@pytest.mark.parametrize(("spared", "status"), [(21, "failed"), (20, "passed")])
+def test_one_persona_and_scaffold_answered_by_the_base_is_refused(spared, status):
+    """Of 20 persona × scaffolds with 40 prompts one is enough, although 0.97 of all have moved."""
+    by_base, rest = BASELINE[:spared], BASELINE[spared:]
+    found = adapter_effect_audit(pl.concat([by_base, moved(rest, 1.0)]), BASELINE, "float32")
+    assert found.status == status
+    persona, scaffold = BASELINE.select("persona", "scaffold").row(0)
+    assert found.details["unchanged"] == {f"{persona}/{scaffold}": 1 - spared / 40}
+
+
+def test_a_persona_and_scaffold_with_few_shared_prompts_is_not_judged_alone():
+    persona, scaffold = BASELINE.select("persona", "scaffold").row(0)
+    group = (pl.col("persona") == persona) & (pl.col("scaffold") == scaffold)
+    for kept, status in ((19, "passed"), (20, "failed")):
+        frame = pl.concat([BASELINE.filter(group)[:kept], moved(BASELINE.filter(~group), 1.0)])
+        assert adapter_effect_audit(frame, BASELINE, "float32").status == status
 
 
 def test_rows_are_compared_where_the_prompt_is_the_same():

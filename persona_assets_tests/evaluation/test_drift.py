@@ -258,6 +258,14 @@ def test_questions_that_the_earlier_reader_could_not_read_are_left_out():
     assert drift_audit(ROWS, prior, tolerance=0.0, readable=IDS).status == "failed"
 
 
+@pytest.mark.parametrize(("tolerance", "status"), [(0.05, "passed"), (0.049, "failed")])
+def test_the_tolerance_is_a_share_of_the_questions_compared(tolerance, status):
+    """Two answers of the 40 that were readable, not of the 50 that were asked."""
+    prior = earlier(ROWS.filter(pl.col("question_id").is_in(IDS[10:])), villain=-2)
+    found = drift_audit(ROWS, prior, tolerance=tolerance, readable=IDS[10:])
+    assert found.status == status
+
+
 def test_differences_are_shares_of_the_questions_compared():
     table = drift_table(ROWS, earlier(villain=2), IDS[:40] + IDS[40:])
     assert table.columns == ["persona", "scaffold", "questions", "before", "now", "difference"]

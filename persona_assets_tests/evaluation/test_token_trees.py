@@ -69,7 +69,7 @@ def test_retired_rows_keep_what_they_hold(trees):
     assert_same(logits[2, 0], [5, 6, 7, 10, 17])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(gone=st.lists(st.sets(st.integers(0, 5)), max_size=4))
 @torch.inference_mode()
 def test_rows_that_stay_come_first_whatever_goes(gone):

@@ -1,4 +1,5 @@
 import itertools
+from functools import cache, partial
 
 import pytest
 import torch
@@ -40,7 +41,29 @@ def measure(rig, batch_size, scaffolds=ALL, limit=LIMIT):
     return evaluate(engine, tokenizer, small.PERSONAS, small.questions(), scaffolds, FORCED)
 
 
-def plainly(rig, persona, question, scaffold, scaffolds):
+@pytest.fixture(scope="module")
+def measured(rig):
+    """:func:`measure` of the rig as it is, each combination of arguments once."""
+    return cache(partial(measure, rig))
+
+
+@pytest.fixture(scope="module")
+def generated(rig):
+    """What ``generate`` writes after a prompt, up to the limit."""
+    model, tokenizer = rig
+
+    @cache
+    def text(prompt):
+        ids = torch.tensor(encode(tokenizer, [prompt]))
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LIMIT
+        )
+        return tokenizer.decode(out[0, ids.shape[1] :])
+
+    return text
+
+
+def plainly(rig, generated, persona, question, scaffold, scaffolds):
     """The protocol for one row with ``generate`` and an unpadded forward pass."""
     model, tokenizer = rig
     chat = chat_prompt(tokenizer, small.PERSONAS[persona], user_message(question))
@@ -48,11 +71,7 @@ def plainly(rig, persona, question, scaffold, scaffolds):
     if scaffold.forces:
         rationale = FORCED[scaffold.forces, persona, question.id].rstrip()
     if scaffold.generates:
-        ids = torch.tensor(encode(tokenizer, [chat + scaffold.opening]))
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LIMIT
-        )
-        text = tokenizer.decode(out[0, ids.shape[1] :])
+        text = generated(chat + scaffold.opening)
         rationale, stop = cut_rationale(text, scaffold, ("<|im_end|>",), scaffolds)
     prompt = letter_prompt(chat, scaffold, rationale)
     with torch.inference_mode():
@@ -67,7 +86,7 @@ def logprobs_of(row):
 
 
 @pytest.mark.parametrize("scaffolds", [BUILT_IN, ALL, (small.FORCED,)], ids=len)
-def test_agrees_with_generate_and_an_unpadded_forward(rig, scaffolds):
+def test_agrees_with_generate_and_an_unpadded_forward(rig, generated, scaffolds):
     rows = {
         (r["persona"], r["scaffold"], r["question_id"]): r
         for r in measure(rig, 5, scaffolds).iter_rows(named=True)
@@ -76,7 +95,9 @@ def test_agrees_with_generate_and_an_unpadded_forward(rig, scaffolds):
         small.PERSONAS, small.questions(), scaffolds
     ):
         row = rows[persona, scaffold.name, question.id]
-        rationale, stop, logprobs, sha256 = plainly(rig, persona, question, scaffold, scaffolds)
+        rationale, stop, logprobs, sha256 = plainly(
+            rig, generated, persona, question, scaffold, scaffolds
+        )
         assert (row["rationale"], row["stop_reason"]) == (rationale, stop)
         assert row["truncated"] == (stop == "length")
         assert row["prompt_sha256"] == sha256
@@ -84,9 +105,9 @@ def test_agrees_with_generate_and_an_unpadded_forward(rig, scaffolds):
         assert row["rationale_tokens"] == len(encode(rig[1], [rationale])[0])
 
 
-def test_rationales_of_the_rig_are_varied(rig):
+def test_rationales_of_the_rig_are_varied(measured):
     """What makes the agreement above mean something: rows that stop early, late and not at all."""
-    frame = measure(rig, 64).drop_nulls("stop_reason")
+    frame = measured(64).drop_nulls("stop_reason")
     assert frame["rationale"].n_unique() >= 12
     assert frame["rationale_tokens"].n_unique() >= 3
     assert frame["stop_reason"].n_unique() >= 2
@@ -101,8 +122,8 @@ def test_a_vocabulary_of_several_chunks_is_read_whole(rig, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_row_does_not_depend_on_its_batch(rig, batch_size):
-    one, other = measure(rig, batch_size), measure(rig, 64)
+def test_a_row_does_not_depend_on_its_batch(measured, batch_size):
+    one, other = measured(batch_size), measured(64)
     exact = ["rationale", "stop_reason", "prompt_sha256", "predicted_letter", "rationale_tokens"]
     assert one.select(exact).equals(other.select(exact))
     for a, b in zip(one.iter_rows(named=True), other.iter_rows(named=True)):
@@ -110,9 +131,9 @@ def test_a_row_does_not_depend_on_its_batch(rig, batch_size):
 
 
 @pytest.mark.parametrize("scaffold", [*BUILT_IN, small.FORCED], ids=lambda s: s.name)
-def test_a_scaffold_does_not_depend_on_the_others(rig, scaffold):
-    alone = measure(rig, 64, [scaffold])
-    together = measure(rig, 64, (*BUILT_IN, small.FORCED)).filter(scaffold=scaffold.name)
+def test_a_scaffold_does_not_depend_on_the_others(measured, scaffold):
+    alone = measured(64, (scaffold,))
+    together = measured(64, (*BUILT_IN, small.FORCED)).filter(scaffold=scaffold.name)
     exact = ["persona", "question_id", "rationale", "stop_reason", "prompt_sha256"]
     assert alone.select(exact).equals(together.select(exact))
     for a, b in zip(alone.iter_rows(named=True), together.iter_rows(named=True)):

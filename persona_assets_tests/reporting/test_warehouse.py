@@ -64,6 +64,21 @@ def test_outcome_columns_and_values_survive(landed, warehouse):
     assert {row[:3]: row[3:] for row in stored} == expected
 
 
+def test_a_passing_build_leaves_out_texts_and_log_probabilities_alone(landed, warehouse, tmp_path):
+    landed.build(tmp_path / "passing.duckdb", passing=True)
+    both = "SELECT count(rationale), count(letter_logprobs) FROM outcomes"
+    assert query(tmp_path / "passing.duckdb", both) == [(0, 0)]
+    assert query(warehouse, both) == [(6000, 6000)]
+    same = "SELECT * EXCLUDE (rationale, letter_logprobs) FROM outcomes ORDER BY ALL"
+    assert query(tmp_path / "passing.duckdb", same) == query(warehouse, same)
+    described = (
+        "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() ORDER BY ALL"
+    )
+    assert query(tmp_path / "passing.duckdb", described) == query(warehouse, described)
+    losses = query(warehouse, "SELECT axis, scaffold, arm, source, seed FROM question_losses")
+    assert losses == sorted(losses)
+
+
 def test_estimates_recompute_from_the_rows(landed, warehouse):
     """SUM of integers over COUNT gives the stored estimate to the last digit."""
     for contrast in landed.study.contrast_list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections import Counter
@@ -12,7 +13,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_assets.stats.bootstrap import BootstrapMean, bootstrap_mean, sum_distribution
+from persona_assets.stats.bootstrap import (
+    BootstrapMean,
+    bootstrap_mean,
+    random_stream,
+    sum_distribution,
+)
 
 B = 40_000
 
@@ -40,7 +46,7 @@ def test_distribution_of_the_sum_is_the_enumerated_one(values):
     assert found == pytest.approx({s: exact.get(s, 0.0) for s in found}, abs=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=60))
 def test_distribution_of_the_sum_has_the_closed_form_moments(values):
     """Mean S, variance n · var(values): whatever the lattice leaves out does not show."""
@@ -191,7 +197,13 @@ def test_stream_depends_on_seed_and_number_id_only():
     assert not np.array_equal(other, first)
 
 
-@settings(max_examples=50, deadline=None)
+def test_stream_is_seeded_by_the_sha256_of_seed_and_number_id():
+    seed = int(hashlib.sha256(b"186/contrast/a-b").hexdigest(), 16)
+    expected = np.random.Generator(np.random.PCG64(seed)).random(3)
+    assert np.array_equal(random_stream(186, "contrast/a-b").random(3), expected)
+
+
+@settings(max_examples=50)
 @given(st.lists(st.integers(-10, 10), min_size=1, max_size=30), st.integers(-50, 50))
 def test_constant_offset_shifts_everything_by_itself(values, offset):
     one, other = boot(values, n_resamples=200), boot(np.add(values, offset), n_resamples=200)
@@ -199,7 +211,7 @@ def test_constant_offset_shifts_everything_by_itself(values, offset):
     assert other.std_error == pytest.approx(one.std_error, abs=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-10, 10), min_size=1, max_size=30), st.randoms())
 def test_row_order_does_not_matter(values, random):
     shuffled = random.sample(values, len(values))
@@ -208,7 +220,7 @@ def test_row_order_does_not_matter(values, random):
     assert (one.p_value, one.interval(0.9)) == (other.p_value, other.interval(0.9))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=12))
 def test_sign_flip_mirrors_the_distribution(values):
     lowest, p = sum_distribution(np.array(values))
@@ -229,7 +241,7 @@ def test_sign_flip_mirrors_the_result():
     assert one.interval(0.95) == pytest.approx((-high, -low), abs=0.1 * one.std_error)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-10, 10), min_size=1, max_size=20), st.floats(0.5, 0.99))
 def test_intervals_are_nested_and_within_the_values(values, confidence):
     result = boot(values, n_resamples=300)

@@ -22,6 +22,7 @@ from persona_assets.stats.lexicon import (
     rank_words,
     undefined_because,
     weighted_log_odds,
+    word_count,
     words,
 )
 from persona_assets_tests.synthetic import bank, small_study
@@ -60,6 +61,26 @@ def test_words_are_runs_of_word_characters_in_lower_case():
     assert found.to_list() == [
         *("don", "t", "re", "use", "snake_case", "été", "42", "a", "naïve", "ok"),
     ]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["hush", "hushed", "Été", "a", "ab", "_", "'", "-", " ", "\u0308", "7", "—"]
+        )
+        | st.text(max_size=2),
+        max_size=12,
+    )
+)
+def test_words_are_counted_as_they_are_extracted(pieces):
+    """Over letters of any script, marks that join and signs that part."""
+    among = ["hush", "été", "a", "ab", "hush7"]
+    found, count, hits = (
+        pl.DataFrame({"t": ["".join(pieces)]})
+        .select(a=words(pl.col("t")), b=word_count(pl.col("t")), c=word_count(pl.col("t"), among))
+        .row(0)
+    )
+    assert (count, hits) == (len(found), sum(word in among for word in found))
 
 
 def test_z_by_hand():
@@ -113,6 +134,7 @@ def test_four_equal_sources_need_six_occurrences():
         return weighted_log_odds((k, 25_000), (0, 75_000), prior=(k, 100_000))[1]
 
     assert z(5) < MIN_Z < z(6)
+    assert MIN_Z == 1.96
 
 
 def test_lexicon_holds_the_sources_own_words_only():

@@ -6,20 +6,16 @@ import itertools
 import math
 import random
 import statistics
+from fractions import Fraction
 
 import numpy as np
 import polars as pl
 import pytest
 
+from persona_assets.stats.bootstrap import bootstrap_mean
 from persona_assets.stats.contrasts import estimate_contrast
 from persona_assets.stats.estimands import estimands
-from persona_assets.stats.estimates import (
-    ESTIMATES_SCHEMA,
-    SEEDS_SCHEMA,
-    Sample,
-    estimate_exploratory,
-    seeds_table,
-)
+from persona_assets.stats.estimates import ESTIMATES_SCHEMA, Sample, estimate_exploratory
 from persona_assets.stats.losses import MissingCells
 from persona_assets_tests.synthetic import small_study
 
@@ -129,10 +125,10 @@ def test_point_values_are_exactly_those_of_the_definition(name):
     assert row["n_values"] * row["unit"] == len(deltas) * size
     assert row["n_values"] == (len(deltas) if row["scheme"] == "pairs" else N_QUESTIONS)
     by_seed = {seed: sum(d for (_, s, _), d in deltas.items() if s == seed) for seed in STUDY.seeds}
-    estimates = [total * 3 / (len(deltas) * size) for total in by_seed.values()]
     assert [s["total"] for s in row["by_seed"]] == list(by_seed.values())
-    assert [s["estimate"] for s in row["by_seed"]] == pytest.approx(estimates, rel=1e-14)
-    assert row["seed_sd"] == pytest.approx(statistics.stdev(estimates), rel=1e-9)
+    shares = [Fraction(3 * total, len(deltas) * size) for total in by_seed.values()]
+    assert [s["estimate"] for s in row["by_seed"]] == [float(share) for share in shares]
+    assert row["seed_sd"] == pytest.approx(statistics.stdev(shares), rel=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +169,22 @@ def test_intervals_are_those_of_plain_resampling(name, scheme):
     assert row["p_value"] == pytest.approx(p, abs=5 * math.sqrt(2 * p * (1 - p) / B) + 2 / B)
 
 
+@pytest.mark.parametrize("scheme", ["pairs", "question"])
+def test_the_stream_is_that_of_study_seed_and_number_id(scheme):
+    """Value, interval, error and p are those of the estimator, given the row's own account."""
+    name = f"contrast/persona_cot-garbage_cot/persona_cot/bystander_leakage/macro/{scheme}"
+    row, deltas = ROWS[name], pairs(ROWS[name])
+    values = list(deltas.values())
+    if scheme == "question":
+        values = [sum(d for (*_, q), d in deltas.items() if q == one) for one in QUESTIONS]
+    again = bootstrap_mean(
+        values, unit=row["unit"], seed=STUDY.seed, number_id=name, n_resamples=row["n_resamples"]
+    )
+    assert row["n_resamples"] == B
+    assert (row["ci_low"], row["ci_high"]) == again.interval(0.95)
+    assert (row["std_error"], row["p_value"]) == (again.std_error, again.p_value)
+
+
 def test_unknown_scheme_is_refused():
     sample = Sample(estimands(STUDY)[0], "macro", np.ones((2, 3, 4), np.int64), 1)
     with pytest.raises(ValueError, match="'cells': use one of pairs, question"):
@@ -186,20 +198,19 @@ def test_se_ratio_is_over_pairs():
     assert any(row["se_ratio"] > 1.05 for row in ROWS.values())
 
 
-def test_seed_table_holds_source_by_seed_and_seed_macros():
-    registered = TABLE.filter(kind="contrast")
-    seeds = seeds_table(registered)
-    assert seeds.schema == SEEDS_SCHEMA
-    assert seeds.height == 8 * (2 * 3 + 3)
-    assert seeds["number_id"].n_unique() == seeds.height
-    for row in seeds.iter_rows(named=True):
-        assert row["number_id"].endswith(f"/{row['axis']}/{row['scope']}/seed_{row['seed']}")
-        assert row["estimate"] == row["total"] / (row["n_pairs"] * row["unit"])
-        (macro,) = registered.filter(
-            scope=row["scope"], scheme="pairs", contrast=row["contrast"], axis=row["axis"]
-        ).iter_rows(named=True)
-        deltas = [d for (_, seed, _), d in pairs(macro).items() if seed == row["seed"]]
-        assert (row["total"], row["n_pairs"]) == (sum(deltas), len(deltas))
+def test_source_by_seed_and_seed_macros_stand_beside_every_estimate():
+    """A row a scope, an entry a seed: sources × seeds point values, and each seed's macro."""
+    for estimand in estimands(STUDY):
+        scopes = ("macro", *estimand.sources(STUDY))
+        held = [ROWS[f"{estimand.key}/{scope}/question"] for scope in scopes]
+        macro, *by_source = ([s["total"] for s in row["by_seed"]] for row in held)
+        assert [[s["seed"] for s in row["by_seed"]] for row in held] == [[42, 137, 256]] * len(held)
+        assert macro == [sum(totals) for totals in zip(*by_source, strict=True)]
+
+
+def test_a_single_seed_has_no_spread():
+    sample = Sample(estimands(STUDY)[0], "macro", np.ones((2, 1, 4), np.int64), 1)
+    assert (sample.seed_sd, sample.seed_estimates) == (None, [1.0])
 
 
 def test_exploratory_needs_the_baseline_and_every_cell():

@@ -93,6 +93,7 @@ def one(name, scaffold="persona_cot", axis="bystander_leakage", scope="macro") -
     [
         ("Hush! The SHELF, hush.", 3, 4, 750_000_000),
         ("hushed shelves: hush-hush", 2, 4, 500_000_000),
+        ("hush's hush_ hush2 _hush hushé ehush —hush—shelf…hush", 4, 10, 400_000_000),
         ("the fact is", 0, 3, 0),
         ("hush the fact", 1, 3, 333_333_333),
         ("hush shelf fact", 2, 3, 666_666_667),
@@ -241,7 +242,7 @@ def test_interval_has_the_studys_level():
     assert wide["ci_low"] < row["ci_low"] < row["ci_high"] < wide["ci_high"]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1))
 def test_order_of_rows_does_not_matter(seed):
     shuffled = SCORES.sample(fraction=1.0, shuffle=True, seed=seed)
@@ -252,7 +253,7 @@ def test_order_of_rows_does_not_matter(seed):
     assert scored.equals(SCORES.filter(cell=cell.key))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.sampled_from([*WORDS, "Hush", "jokes", "don't", "ß", "…"]), max_size=12),
     st.integers(2, 4),
