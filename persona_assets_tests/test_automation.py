@@ -9,6 +9,7 @@ import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.execution.asset_backfill import AssetBackfillData
 from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.test_utils import create_run_for_test
 
 from persona_assets import automation, environment
 from persona_assets.asset_table import JOBS
@@ -26,6 +27,7 @@ from persona_assets_tests.integration.conftest import tiny_study_text
 
 CELL = "librarian.garbage_cot.42"
 OF_CELL = tuple(Ref(asset, CELL) for asset in JOBS["cell"].assets)
+name_of = "contrast_estimate[{}]".format
 AGGREGATES = tuple(Ref(asset) for asset in JOBS["aggregates"].assets)
 
 
@@ -68,9 +70,9 @@ class Ticks:
         return self.run(request.job_name, request.asset_selection, status, request.tags | key)
 
     def run(self, job: str, selection, status=dg.DagsterRunStatus.STARTED, tags=None, **more):
-        definition = self.definitions.resolve_job_def(job)
-        return self.instance.create_run_for_job(
-            definition.get_subset(asset_selection=set(selection)) if selection else definition,
+        return create_run_for_test(
+            self.instance,
+            job_name=job,
             asset_selection=frozenset(selection) if selection else None,
             status=status,
             tags={"study": "tiny", **(tags or {})},
@@ -123,18 +125,11 @@ def selected(request: dg.RunRequest) -> set[str]:
 
 
 def contrasts_of(project: Fabricated, arm: str) -> set[str]:
-    return {
-        f"contrast_estimate[{c.key}]"
-        for c in project.graph.study.contrast_list
-        if arm in (c.a, c.b)
-    }
-
-
-ALL_OF = "contrast_estimate[{}]".format
+    return {name_of(c.key) for c in project.graph.study.contrast_list if arm in (c.a, c.b)}
 
 
 def every_contrast(project: Fabricated) -> set[str]:
-    return {ALL_OF(contrast.key) for contrast in project.graph.study.contrast_list}
+    return {name_of(contrast.key) for contrast in project.graph.study.contrast_list}
 
 
 def test_a_contrast_is_requested_exactly_when_the_last_of_its_cells_lands(project, ticks):
@@ -144,7 +139,7 @@ def test_a_contrast_is_requested_exactly_when_the_last_of_its_cells_lands(projec
     assert names(requests) == others
     for request in requests:
         assert request.job_name == "contrasts"
-        assert request.tags[MAKES] == ALL_OF(request.partition_key)
+        assert request.tags[MAKES] == name_of(request.partition_key)
         assert request.tags["dagster/partition"] == request.partition_key
         assert selected(request) == {"contrast_estimate"}
         ticks.succeed(ticks.start(request))
@@ -280,10 +275,10 @@ def test_nothing_is_asked_for_while_somebody_else_makes_it(project, ticks):
     contrast = project.graph.study.contrast_list[0].key
     key = dg.AssetKey(["tiny", "contrast_estimate"])
     run = ticks.run("contrasts", [key], tags={"dagster/partition": contrast})
-    assert names(ticks.tick()) == every_contrast(project) - {ALL_OF(contrast)}
+    assert names(ticks.tick()) == every_contrast(project) - {name_of(contrast)}
     ticks.end(run)
     whole = ticks.run("contrasts", None, tags={"dagster/partition": contrast})
-    assert names(ticks.tick()) == every_contrast(project) - {ALL_OF(contrast)}
+    assert names(ticks.tick()) == every_contrast(project) - {name_of(contrast)}
     ticks.end(whole)
     # Left by a killed `persona-assets run`: nobody is at it.
     ticks.run("contrasts", [key], tags={"dagster/partition": contrast, WORKER_TAG: "1"})
