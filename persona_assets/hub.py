@@ -183,7 +183,7 @@ class Commit:
             ThreadPoolExecutor(_AT_ONCE) as pool,
         ):
             arrived = pool.map(lambda file: self._fetched(file, Path(scratch)), files.values())
-            for name, path in zip(files, arrived, strict=True):
+            for name, path in zip(files, list(arrived), strict=True):  # all of them, or none
                 path.rename(target / name)
 
     def _fetched(self, file: HubFile, scratch: Path) -> Path:

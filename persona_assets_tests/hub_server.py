@@ -13,6 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 #: Where the files in large-file storage are: another host than the hub's, by its name.
 STORAGE = "/storage/"
@@ -46,6 +49,13 @@ class _Answer(NamedTuple):
     status: int
     content: bytes
     headers: dict[str, str]
+
+
+def point_client_at(endpoint: str, patch: pytest.MonkeyPatch) -> None:
+    """The client reads HF_ENDPOINT once, at import; these are what it made of it."""
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "ENDPOINT", endpoint)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @contextmanager
