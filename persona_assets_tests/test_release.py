@@ -107,7 +107,7 @@ def test_reading_what_was_released_names_what_to_materialize(graph, store):
         assert f"Materialize {CHECKPOINT} again" in str(error.value)
 
 
-@pytest.mark.parametrize("asked_first", [CHECKPOINT, OUTCOMES, Ref("report")])
+@pytest.mark.parametrize("asked_first", [CHECKPOINT, OUTCOMES])
 @pytest.mark.parametrize("why", ["scaffold", "missing", "failed"])
 def test_an_evaluation_that_is_due_again_needs_the_files_again(
     graph, store, study_texts, why, asked_first

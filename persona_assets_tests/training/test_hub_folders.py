@@ -188,6 +188,19 @@ def test_no_second_copy_stays_in_the_clients_cache(bench, tmp_path):
     assert {p.name for p in bench.dest.iterdir()} == {ADAPTER, CONFIG}
 
 
+def test_the_clients_cache_is_not_read(bench, tmp_path):
+    """What lies there was not verified by anybody."""
+    files = adapter()
+    with bench.hub(files):
+        hub.fetch("owner/name", REVISION, [f"{FOLDER}/*"], tmp_path)
+    blobs = [path for path in (tmp_path / "cache").rglob("blobs/*") if path.is_file()]
+    assert len(blobs) == len(files)
+    for blob in blobs:
+        blob.write_bytes(bytes(blob.stat().st_size))
+    bench.fetch("adapter", files)
+    assert {p.name: p.read_bytes() for p in bench.dest.iterdir()} == files
+
+
 def test_the_token_stays_with_the_hub(bench):
     """Weights come from another host, which is not told it."""
     bench.fetch("adapter", adapter())
