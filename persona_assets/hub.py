@@ -127,7 +127,8 @@ class Commit:
         """The first ``count`` bytes of a file, or all of it if it has fewer; no more is read.
 
         Raises:
-            HubError: as :meth:`files_in`.
+            HubError: the hub refuses it, or it ends before its listed size.
+            HubUnavailable: the hub does not answer, also after a few tries.
         """
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
@@ -235,7 +236,6 @@ def fetch(
     revision: str,
     patterns: Sequence[str],
     target: Path,
-    ignore: Sequence[str] = (),
     repo_type: RepoType = "model",
 ) -> list[str]:
     """Put a repository's files that match ``patterns`` into ``target``.
@@ -253,7 +253,6 @@ def fetch(
         revision: The full commit hash.
         patterns: Globs over paths in the repository; ``*`` matches ``/`` too.
         target: An existing folder.
-        ignore: Globs over paths that are left out.
         repo_type: Models and datasets have separate name spaces on the hub.
 
     Returns:
@@ -268,7 +267,7 @@ def fetch(
     from huggingface_hub.utils import filter_repo_objects
 
     where = f"{repo} at {revision}" if repo_type == "model" else f"{repo_type} {repo} at {revision}"
-    wanted = {"allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
+    wanted = {"allow_patterns": list(patterns)}
     with _client_errors(where, repo_type):
         snapshot = Path(
             snapshot_download(

@@ -253,11 +253,10 @@ class HubFolders:
 
     def _instead(self, listed: Mapping[str, HubFile]) -> str:
         """What a folder holds that lacks a file of a checkpoint, and the remedy."""
-        other, sign = {
-            "adapter": ("merged", MODEL_CONFIG),
-            "merged": ("adapter", ADAPTER_CONFIG),
-        }[self.source.format]
-        if sign in listed:
+        signs = {"adapter": ADAPTER_CONFIG, "merged": MODEL_CONFIG}
+        own = signs.pop(self.source.format)
+        ((other, sign),) = signs.items()
+        if sign in listed and own not in listed:
             return f"the folder holds a checkpoint of format {other}: say so in the study file"
         if pickled := pickles(listed):
             return (

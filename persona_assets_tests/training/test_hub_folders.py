@@ -247,6 +247,7 @@ A0 = Q_PROJ.format(0, "A")
         ({CONFIG: b"[1]"}, "adapter_config.json: holds no JSON object"),
         ({CONFIG: b"{" + b" " * 10_000_001}, "is larger than any configuration"),
         ({CONFIG: None, "config.json": b"{}"}, "holds a checkpoint of format merged: say so"),
+        ({ADAPTER: None, "config.json": b"{}"}, f"{ADAPTER}: is missing: the folder has adapter_c"),
         ({ADAPTER: None, "adapter_model.bin": b""}, "pickled files (adapter_model.bin), which are"),
         (
             {CONFIG: None, "readme.md": b"x"},
@@ -261,6 +262,27 @@ def test_a_wrong_adapter_costs_its_header(bench, changes, says):
     assert asked <= 2 * len(files.get(CONFIG, b""))
     if len(files.get(CONFIG, b"")) > 1e7:
         assert asked <= 64
+
+
+def listed_with(name: str, size: int) -> list[dict[str, object]]:
+    """The hub's listing of a file, with another size than it has."""
+    return [{"type": "file", "path": f"{FOLDER}/{name}", "size": size, "oid": "0" * 40}]
+
+
+@pytest.mark.parametrize("more", [-4, 4])
+def test_a_size_that_the_header_does_not_account_for_is_refused(bench, more):
+    files = adapter()
+    size = len(files[ADAPTER]) + more
+    text = bench.refusal("adapter", files, listing=listed_with(ADAPTER, size))
+    assert f"{ADAPTER}: has {size} bytes where its header asks for {size - more}" in text
+
+
+def test_a_file_that_ends_before_its_listed_size_is_refused(bench):
+    files = adapter()
+    size = len(files[CONFIG])
+    with pytest.raises(HubError, match=f"ended after {size} of {size + 1} bytes"):
+        bench.fetch("adapter", files, listing=listed_with(CONFIG, size + 1))
+    assert bench.weights_served() == 0
 
 
 def reconfigured(files: Mapping[str, bytes], name: str, **changes) -> dict[str, bytes]:
