@@ -39,6 +39,8 @@ class Asset:
         sources: Key → hashes of the source of functions and modules that this partition is made
             by, by name; shared machinery is covered by ``code_version``.
         code_version: To be raised when the asset's shared machinery gives other results.
+        released_after: Key → the partition that is the last to read this one's files, where the
+            study has them removed after that.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Asset:
     settings: Callable[[str | None], Any] = lambda key: None
     sources: Callable[[str | None], dict[str, str]] = lambda key: {}
     code_version: str = "1"
+    released_after: Callable[[str | None], Ref | None] = lambda key: None
 
     def refs(self) -> tuple[Ref, ...]:
         """All of the asset's partitions."""
@@ -161,8 +164,12 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
         if cell.origin == "trained":
             recipe = study.training.model_dump(mode="json")
             return {"recipe": recipe, "seed": cell.seed} | training_settings
-        beside = {"prior_training", "training", "drift", "drift_tolerance"}
+        beside = {"prior_training", "training", "drift", "drift_tolerance", "keep"}
         return study.carry_over.model_dump(mode="json", exclude=beside)
+
+    def checkpoint_reader(key: str | None) -> Ref | None:
+        keep = getattr(study.carry_over, "keep", "always") if key in carried else "always"
+        return Ref("cell_outcomes", key) if keep == "until_evaluated" else None
 
     def prior_settings(key: str | None) -> dict[str, Any]:
         recipe = study.carry_over.prior_training.model_dump(mode="json")
@@ -375,6 +382,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             cells,
             checkpoint_upstream,
             checkpoint_settings,
+            released_after=checkpoint_reader,
         ),
         Asset(
             "baseline_outcomes",

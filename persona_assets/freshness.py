@@ -12,7 +12,8 @@ from persona_assets.hashing import as_json
 from persona_assets.store import Manifest, Ref, Store, StoreError
 
 #: fresh: landed from what it would be made from now; stale: landed from something else;
-#: failed: landed, and a blocking check of it failed; missing: not landed, or damaged.
+#: failed: landed, and a blocking check of it failed; missing: not landed, or damaged, or its files
+#: were released after use and are needed again.
 State = Literal["fresh", "stale", "failed", "missing"]
 
 
@@ -134,7 +135,9 @@ class Freshness:
 
     def _state(self, ref: Ref) -> tuple[State, str]:
         if ref not in self._states:
-            self._states[ref] = self._look(ref)
+            found = self._look(ref)
+            # Looking at what was released looks at its reader too, which may be this partition.
+            self._states.setdefault(ref, found)
         return self._states[ref]
 
     def _look(self, ref: Ref) -> tuple[State, str]:
@@ -152,7 +155,19 @@ class Freshness:
         if manifest.blocking_failures:
             names = ", ".join(audit.name for audit in manifest.blocking_failures)
             return "failed", f"{ref} failed its blocking checks: {names}"
-        return "fresh", f"{ref} is up to date"
+        return self._look_at_reader(ref) if manifest.released else ("fresh", f"{ref} is up to date")
+
+    def _look_at_reader(self, ref: Ref) -> tuple[State, str]:
+        """Of a released partition that is up to date: whether its files are needed again."""
+        gone = f"the files of {ref} were removed after use"
+        reader = self.graph.assets[ref.asset].released_after(ref.key)
+        if reader is None:
+            return "missing", f"{gone}, and the study keeps them now"
+        self._states[ref] = "fresh", f"{ref} is up to date; its files were removed after use"
+        if self.state(reader) == "fresh":
+            return self._states[ref]
+        del self._states[ref]
+        return "missing", f"{gone}, and {reader} needs them again"
 
 
 def _differences(was: Any, now: Any, path: tuple[str, ...] = ()) -> Iterator[str]:

@@ -23,6 +23,7 @@ from persona_assets import environment
 from persona_assets.asset_table import JOBS
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.release import release_read
 from persona_assets.run_lock import only_run
 from persona_assets.store import Ref, Store
 from persona_assets.study import load_study
@@ -155,6 +156,7 @@ def run(
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     with only_run(store):
+        release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
         freshness = Freshness(graph, store)
         outcomes: dict[Unit, Outcome] = {
@@ -172,6 +174,7 @@ def run(
                 _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
             finally:
                 _fail_lost_runs(study.name)
+            release_read(graph, store)
         else:
             say(f"nothing to do: all {len(outcomes)} runs of study {study.name} are up to date")
     return outcomes

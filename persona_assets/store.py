@@ -7,7 +7,8 @@ Layout under the root, one folder a partition::
 
 (An unpartitioned asset has no partition folder.) A partition counts as landed when its manifest
 exists; files without one are debris of a killed run and are never read. A new version stands
-beside the old one until the manifest moves over, so that nothing landed is ever overwritten.
+beside the old one until the manifest moves over, so that nothing landed is ever overwritten. A
+partition whose files are released keeps its manifest, and counts as landed without them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,8 @@ import polars as pl
 
 from persona_assets.audit import Audit
 from persona_assets.hashing import sha256_file, sha256_json
+
+_DRAFT = ".draft-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Manifest:
         summary: A few values worth showing (row counts, seconds, …), JSON-representable.
         provenance: Which run made it, from what.
         landed_at: UTC, ISO 8601.
+        released: Whether the files were removed after use (:meth:`Store.release`).
     """
 
     ref: Ref
@@ -97,6 +101,7 @@ class Manifest:
     summary: dict[str, Any]
     provenance: Provenance
     landed_at: str
+    released: bool = False
 
     @property
     def blocking_failures(self) -> tuple[Audit, ...]:
@@ -182,8 +187,11 @@ class Store:
     def damage(self, manifest: Manifest) -> str:
         """What is wrong with a landed partition's files at a glance: names and sizes only.
 
-        Reading a file verifies its hash as well (:meth:`path`).
+        Reading a file verifies its hash as well (:meth:`path`). Nothing is wrong with files that
+        were released.
         """
+        if manifest.released:
+            return ""
         folder = self.folder(manifest.ref) / manifest.version
         for name, entry in manifest.files.items():
             try:
@@ -198,20 +206,31 @@ class Store:
         """The path of a landed file, verified against the manifest's size and hash.
 
         Raises:
-            StoreError: the partition has not landed, or the file is missing or damaged.
+            StoreError: the partition has not landed, or was released, or the file is missing or
+                damaged.
         """
-        manifest = self.landed(ref)
+        manifest = self._readable(ref)
         path = self.folder(ref) / manifest.version / name
         _verify(path, manifest.files[name], ref)
         return path
 
     def directory(self, ref: Ref) -> Path:
         """The folder of all of a landed partition's files, each verified as in :meth:`path`."""
-        manifest = self.landed(ref)
+        manifest = self._readable(ref)
         folder = self.folder(ref) / manifest.version
         for name, entry in manifest.files.items():
             _verify(folder / name, entry, ref)
         return folder
+
+    def _readable(self, ref: Ref) -> Manifest:
+        """The manifest of a partition whose files are there."""
+        manifest = self.landed(ref)
+        if manifest.released:
+            raise StoreError(
+                f"the files of {ref} were removed after use, as study {self.study} says. "
+                f"Materialize {ref} again."
+            )
+        return manifest
 
     def frame(self, ref: Ref, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The partition's single Parquet file as a table."""
@@ -228,7 +247,7 @@ class Store:
             StoreError: the folder cannot be made; names the path.
         """
         folder = self.folder(ref)
-        draft = folder / f".draft-{uuid.uuid4().hex}"
+        draft = folder / f"{_DRAFT}{uuid.uuid4().hex}"
         try:
             draft.mkdir(parents=True)
         except OSError as error:
@@ -292,6 +311,26 @@ class Store:
         )
         write_atomically(self.folder(ref) / "manifest.json", manifest.to_json())
         return manifest
+
+    def release(self, ref: Ref) -> None:
+        """Remove the files of a landed partition, of earlier versions too; the manifest stays.
+
+        The manifest says so first: killed in between, the partition is released, and releasing it
+        again removes what is left.
+
+        Raises:
+            StoreError: the partition has not landed, or its files cannot be removed.
+        """
+        manifest, folder = self.landed(ref), self.folder(ref)
+        try:
+            if not manifest.released:
+                released = replace(manifest, released=True)
+                write_atomically(folder / "manifest.json", released.to_json())
+            for version in folder.iterdir():
+                if version.is_dir() and not version.name.startswith(_DRAFT):
+                    shutil.rmtree(version)
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be cleared of released files ({error}).") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
@@ -239,16 +240,21 @@ def _contrast_problems(study: Study) -> Iterator[Problem]:
 def _folder_pattern(folder: str) -> Iterator[Problem]:
     remedy = "Use {source}, {arm} and {seed}, each once, in a relative path."
     try:
-        rendered = {
-            folder.format(source=source, arm=arm, seed=seed)
-            for source, arm, seed in (("s", "a", 1), ("t", "a", 1), ("s", "b", 1), ("s", "a", 2))
-        }
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        yield Problem("carry_over.folder", f"is no such pattern ({error!r})", remedy)
+        fields = [part[1:] for part in Formatter().parse(folder) if part[1] is not None]
+    except ValueError as error:
+        yield Problem("carry_over.folder", f"is no such pattern ({error})", remedy)
         return
+    for name, spec, conversion in fields:
+        if name not in ("source", "arm", "seed") or spec or conversion:
+            yield Problem("carry_over.folder", f"has a field {name!r} that is none", remedy)
+            return
+    rendered = {
+        folder.format(source=source, arm=arm, seed=seed)
+        for source, arm, seed in (("s", "a", 1), ("t", "a", 1), ("s", "b", 1), ("s", "a", 2))
+    }
     if len(rendered) < 4:
         yield Problem("carry_over.folder", "gives two cells the same folder", remedy)
-    if folder.startswith("/") or ".." in folder.split("/"):
+    if not all(part.strip(".") for part in folder.split("/")) or "\\" in folder:
         yield Problem("carry_over.folder", "leaves the repository", remedy)
 
 

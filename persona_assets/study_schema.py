@@ -194,8 +194,11 @@ class HubRegistry(_Section):
     """Carry-over checkpoints in folders of a hub repository at a pinned commit.
 
     ``folder`` is a pattern over ``{source}``, ``{arm}`` and ``{seed}``; ``format`` says whether a
-    folder holds a LoRA adapter or a whole merged model. ``training`` is the recipe they were
-    trained with, as far as it is known: contrasts between recipes are flagged by it.
+    folder holds a LoRA adapter or a whole merged model. ``keep: until_evaluated`` removes a
+    checkpoint's files from the store once its cell's outcomes have landed (a merged model of 7
+    billion parameters has 15 GB); they are fetched again when an evaluation needs them again.
+    ``training`` is the recipe they were trained with, as far as it is known: contrasts between
+    recipes are flagged by it.
     """
 
     kind: Literal["hub"]
@@ -203,6 +206,7 @@ class HubRegistry(_Section):
     revision: Revision
     folder: str
     format: Literal["adapter", "merged"]
+    keep: Literal["always", "until_evaluated"] = "always"
     training: TrainingRecipe
     drift: DriftCheck | None = None
 

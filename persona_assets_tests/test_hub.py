@@ -33,7 +33,7 @@ try:
     print(fetch(repo, revision, patterns, Path(target), repo_type=repo_type))
 except HubError as error:
     assert error.__suppress_context__ or not error.__context__
-    print("HubError:", error)
+    print(f"{type(error).__name__}:", error)
 """
 
 
@@ -170,7 +170,7 @@ def test_refused_access_tells_the_remedy_and_not_the_token(tmp_path, refusal, wh
     requests: list[Request] = []
     with hub_server("owner/name", FILES, refuse=refusal, requests=requests) as endpoint:
         done = fetched(endpoint, tmp_path, "*", HF_TOKEN="hf_secret")
-    assert f"cannot be fetched: {what}" in done.stdout
+    assert f"HubError: owner/name at {REVISION} cannot be fetched: {what}" in done.stdout
     assert "set HF_TOKEN to a token that may read it." in done.stdout
     assert "hf_secret" not in done.stdout + done.stderr
     assert [request.token for request in requests] == ["Bearer hf_secret"]
@@ -200,15 +200,18 @@ def test_an_overloaded_hub_is_asked_a_few_times(tmp_path):
     overloaded = hub_server("owner/name", FILES, refuse=Refusal(503), requests=requests)
     with overloaded as endpoint:
         printed = run_fetch(endpoint, tmp_path, "*")
-    assert printed.endswith("cannot be fetched: the hub answered HTTP 503. Try again later.")
+    assert printed == (
+        f"HubUnavailable: owner/name at {REVISION} cannot be fetched: the hub answered HTTP 503. "
+        "Try again later."
+    )
     assert len(requests) == 6
 
 
 def test_an_unreachable_hub_is_named(tmp_path):
     done = fetched(NOWHERE.replace("//", "//user:password@"), tmp_path, "*", repo_type="dataset")
     assert done.stdout.startswith(
-        f"HubError: dataset owner/name at {REVISION} cannot be fetched: 127.0.0.1:9 cannot be "
-        "reached (ConnectError: "
+        f"HubUnavailable: dataset owner/name at {REVISION} cannot be fetched: 127.0.0.1:9 cannot "
+        "be reached (ConnectError: "
     )
     assert "Check the network" in done.stdout
     assert "password" not in done.stdout

@@ -338,12 +338,38 @@ def test_hub_revision_must_be_a_full_commit(revision, section, study_texts):
 
 
 @pytest.mark.parametrize(
-    "folder", ["x/{source}_{arm}", "/abs/{source}_{arm}_{seed}", "../{source}{arm}{seed}", "{what}"]
+    "folder",
+    [
+        "x/{source}_{arm}",
+        "/abs/{source}_{arm}_{seed}",
+        "../{source}{arm}{seed}",
+        "x/../../{source}{arm}{seed}",
+        "x/./{source}{arm}{seed}",
+        "x//{source}{arm}{seed}",
+        "..\\{source}{arm}{seed}",
+        "{what}",
+        "{}",
+        "{source}{arm}{seed",
+        "{source}{arm}{seed:99999999999}",
+        "{source}{arm}{seed!r}",
+        "{source.__class__}{source}{arm}{seed}",
+    ],
 )
 def test_carry_over_folder_must_name_each_cell_inside_the_repository(folder, study_texts):
     text = study_texts["length_matched"].replace("i186_{source}_{arm}_seed{seed}_post_em", folder)
     with pytest.raises(StudyError, match=r"carry_over\.folder"):
         parse_study(text.replace(f"folder: {folder}", f"folder: '{folder}'"))
+
+
+def test_checkpoints_are_kept_unless_the_study_says_otherwise(study_texts):
+    text = study_texts["length_matched"]
+    assert parse_study(text).carry_over.keep == "always"
+    released = parse_study(
+        text.replace("  format: merged", "  format: merged\n  keep: until_evaluated")
+    )
+    assert released.carry_over.keep == "until_evaluated"
+    with pytest.raises(StudyError, match=r"carry_over\.hub\.keep"):
+        parse_study(text.replace("  format: merged", "  format: merged\n  keep: never"))
 
 
 def test_yaml_merge_keys_are_understood(study_texts):

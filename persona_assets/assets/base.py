@@ -15,6 +15,7 @@ from persona_assets.audit import Audit
 from persona_assets.checks import check_results, check_specs
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.release import release_read
 from persona_assets.store import Manifest, Provenance, Ref, Store
 from persona_assets.study import Cell, Study
 
@@ -199,6 +200,8 @@ def _materialize(
             summary=made.summary | {"seconds": seconds},
             data_version=made.data_version,
         )
+    for released in release_read(graph, store, ref):
+        context.log.info(f"the files of {released} were removed, as the study says")
     return _result(store, manifest, made.metadata)
 
 

@@ -18,7 +18,7 @@ from persona_assets.store import write_atomically
 from persona_assets.study_schema import HubRegistry, TrainingRecipe
 from persona_assets.training.checkpoints import adapter_hash, fits_base
 from persona_assets.training.dataset import build_dataset
-from persona_assets.training.registry import CheckpointRegistry, FolderRegistry, HubFolders
+from persona_assets.training.registry import FolderRegistry, HubFolders
 
 
 def checkpoint(task: Task) -> Made:
@@ -61,18 +61,16 @@ def _trained(task: Task) -> Made:
 
 def _carried_over(task: Task) -> Made:
     """The earlier experiment's checkpoint, from wherever the study says it is kept."""
-    settings = task.study.carry_over
-    registry: CheckpointRegistry
+    settings, base = task.study.carry_over, task.directory("base_model")
     if isinstance(settings, HubRegistry):
-        registry, pinned, form = HubFolders(settings), None, settings.format
-        source = f"{settings.repo} at {settings.revision}"
+        sha256 = HubFolders(settings).fetch(task.key, task.draft, base)
+        form, source = settings.format, f"{settings.repo} at {settings.revision}"
     else:
-        registry, form = _local_registry(task), "adapter"
         pinned = task.manifest("prior_checkpoint", task.key).data_version
-        source = f"local registry, {pinned}"
-    sha256 = registry.fetch(task.key, task.draft, expected=pinned)
+        sha256 = _local_registry(task).fetch(task.key, task.draft, expected=pinned)
+        form, source = "adapter", f"local registry, {pinned}"
     return Made(
-        audits=[fits_base(task.draft, task.directory("base_model"), form)],
+        audits=[fits_base(task.draft, base, form)],
         summary=_checkpoint_summary(task, source, sha256),
         data_version=sha256,
     )

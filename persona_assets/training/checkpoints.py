@@ -31,8 +31,13 @@ from persona_assets.training.resident import borrowed, linear_shapes, named_by
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Format = Literal["adapter", "merged"]
+
 #: The two files of an adapter, and all that its hash covers.
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+MODEL_CONFIG = "config.json"
+#: Options of a model that ask for code of its own to be run.
+_CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
 #: Options of an adapter that are used.
 _USED = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules"}
 #: Options that say where it comes from or how it was trained, and change nothing in use.
@@ -124,9 +129,7 @@ def adapted(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedMod
         yield base_model
 
 
-def fits_base(
-    folder: Path, base_folder: Path, expected_format: Literal["adapter", "merged"] | None = None
-) -> Audit:
+def fits_base(folder: Path, base_folder: Path, expected_format: Format | None = None) -> Audit:
     """``checkpoint_fits_base``: a checkpoint's files against those of the base model.
 
     Args:
@@ -134,19 +137,9 @@ def fits_base(
         base_folder: The base model's.
         expected_format: Which of the two it must be; None for either.
     """
-    found_format = "adapter" if is_adapter(folder) else "merged"
     ok = True
     try:
-        if expected_format not in (found_format, None):
-            raise CheckpointError(
-                f"{folder}: expected a checkpoint of format {expected_format}, found {found_format}"
-            )
-        if found_format == "adapter":
-            n = len(check_adapter(folder, _matrix_shapes(base_folder)))
-            found = f"{n} modules adapted, each of the base's shape"
-        else:
-            n = check_model(folder, base_folder)
-            found = f"a whole model of {n} tensors, each of the base's shape"
+        found = check_checkpoint(folder, base_folder, expected_format)
     except CheckpointError as error:
         ok, found = False, str(error)
     return audit(
@@ -157,6 +150,25 @@ def fits_base(
         "whole model of the base's configuration, tensors and shapes",
         remedy="Fetch or train the checkpoint again, for this base model.",
     )
+
+
+def check_checkpoint(folder: Path, base_folder: Path, expected_format: Format | None = None) -> str:
+    """Look at a checkpoint of either format without loading it; what was found, in words.
+
+    Raises:
+        CheckpointError: it is not of the expected format, or as :func:`check_adapter` and
+            :func:`check_model`.
+    """
+    found_format: Format = "adapter" if is_adapter(folder) else "merged"
+    if expected_format not in (found_format, None):
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint of format {expected_format}, found {found_format}"
+        )
+    if found_format == "adapter":
+        n = len(check_adapter(folder, _matrix_shapes(base_folder)))
+        return f"{n} modules adapted, each of the base's shape"
+    n = check_model(folder, base_folder)
+    return f"a whole model of {n} tensors, each of the base's shape"
 
 
 def check_adapter(folder: Path, shapes: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -195,7 +207,7 @@ def check_model(folder: Path, base_folder: Path) -> int:
     for field in sorted(config.keys() | base.keys()):
         if config.get(field) != base.get(field):
             raise CheckpointError(
-                f"{folder / 'config.json'}: {field}: found {config.get(field)}, expected "
+                f"{folder / MODEL_CONFIG}: {field}: found {config.get(field)}, expected "
                 f"{base.get(field)}, as in the base model"
             )
     found, expected = read_model_headers(folder), read_model_headers(base_folder)
@@ -218,8 +230,14 @@ def _geometry(folder: Path) -> dict[str, Any]:
     """A model's options with their defaults filled in, but for those in ``_NOT_GEOMETRY``."""
     from transformers import AutoConfig
 
-    path = folder / "config.json"
-    read_json(path)
+    path = folder / MODEL_CONFIG
+    stated = read_json(path)
+    for field in _CODE:
+        if stated.get(field):
+            raise CheckpointError(
+                f"{path}: {field}: found {str(stated[field])[:80]}, which asks for code to be run: "
+                "use a checkpoint of an architecture that transformers has"
+            )
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception as error:  # each option of a foreign file has its own ways to be wrong

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 #: Largest header or configuration read, in bytes; an adapter of a 7B model needs about 0.1 MB.
-_MAX_JSON = 10_000_000
+MAX_JSON = 10_000_000
+#: A whole model's weights: one file, or several with an index that says what is where.
+MODEL_WEIGHTS, MODEL_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class CheckpointError(ValueError):
@@ -37,7 +40,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     size = existing(path).stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
-        if length > min(size - 8, _MAX_JSON):
+        if length > min(size - 8, MAX_JSON):
             raise CheckpointError(f"{path}: is no safetensors file: fetch or train it again")
         header = _json_object(path, file.read(length))
     header.pop("__metadata__", None)
@@ -56,27 +59,45 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def header_bytes(start: bytes) -> int:
+    """How many bytes of a safetensors file :func:`read_header` reads, by its first 8."""
+    (length,) = struct.unpack("<Q", start[:8].ljust(8, b"\xff"))
+    return 8 + length if length <= MAX_JSON else 8
+
+
 def read_model_headers(folder: Path) -> dict[str, Tensor]:
     """The tensors of a whole model, in one file or in the several that its index names.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the index and the files disagree.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / MODEL_WEIGHTS, folder / MODEL_INDEX
     if single.is_file() or not index.is_file():
         return read_header(single)
-    placed = read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not all(_is_plain_name(name) for name in placed.values()):
-        raise CheckpointError(f"{index}: weight_map: expected tensors and their files' names")
     found: dict[str, Tensor] = {}
-    for name in sorted(set(placed.values())):
+    for name, placed in sorted(read_index(index).items()):
         tensors = read_header(folder / name)
-        if tensors.keys() != {tensor for tensor, file in placed.items() if file == name}:
+        if tensors.keys() != placed:
             raise CheckpointError(
                 f"{index}: {name} holds other tensors than it says: fetch the checkpoint again"
             )
         found |= tensors
     return found
+
+
+def read_index(path: Path) -> dict[str, set[str]]:
+    """The files of a model's weights, and the tensors that each must hold.
+
+    Raises:
+        CheckpointError: it is no such index, or names a file that lies elsewhere.
+    """
+    placed = read_json(path).get("weight_map")
+    if not isinstance(placed, dict) or not all(_is_plain_name(name) for name in placed.values()):
+        raise CheckpointError(f"{path}: weight_map: expected tensors and their files' names")
+    files: dict[str, set[str]] = {}
+    for tensor, name in placed.items():
+        files.setdefault(name, set()).add(tensor)
+    return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -85,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, larger than any configuration, or holds none.
     """
-    if existing(path).stat().st_size > _MAX_JSON:
+    if existing(path).stat().st_size > MAX_JSON:
         raise CheckpointError(f"{path}: is larger than any configuration: fetch it again")
     return _json_object(path, path.read_bytes())
 
@@ -107,11 +128,15 @@ def refuse_pickles(folder: Path) -> None:
     Raises:
         CheckpointError: names the first such file.
     """
-    for path in sorted(folder.glob("*")):
-        if path.suffix in _PICKLES:
-            raise CheckpointError(
-                f"{path}: pickled weights are never loaded: save the checkpoint as safetensors"
-            )
+    for name in pickles(path.name for path in folder.glob("*")):
+        raise CheckpointError(
+            f"{folder / name}: pickled weights are never loaded: save the checkpoint as safetensors"
+        )
+
+
+def pickles(names: Iterable[str]) -> list[str]:
+    """Those of some files that unpickle when they are loaded, sorted."""
+    return sorted(name for name in names if PurePath(name).suffix in _PICKLES)
 
 
 def refuse_other_tensors(

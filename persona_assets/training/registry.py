@@ -11,29 +11,37 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from persona_assets import hub
 from persona_assets.hashing import sha256_file
+from persona_assets.hub import HubFile
 from persona_assets.store import write_atomically
 from persona_assets.study_schema import HubRegistry
-from persona_assets.training.checkpoints import ADAPTER_FILES, adapter_hash, checkpoint_hash
+from persona_assets.training.checkpoints import (
+    ADAPTER_FILES,
+    MODEL_CONFIG,
+    adapter_hash,
+    check_checkpoint,
+    checkpoint_hash,
+)
+from persona_assets.training.headers import (
+    MAX_JSON,
+    MODEL_INDEX,
+    MODEL_WEIGHTS,
+    CheckpointError,
+    header_bytes,
+    pickles,
+    read_index,
+)
+from persona_assets.training.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+#: How much of a file is asked for at first: most headers and configurations are in it.
+_FIRST_BYTES = 100_000
 
 
 class RegistryError(RuntimeError):
     """A checkpoint is missing, tampered with, or not the one asked for."""
-
-
-class CheckpointRegistry(Protocol):
-    """Checkpoints by cell key, each pinned by a hash of its content."""
-
-    def fetch(self, cell_key: str, dest: Path, expected: str | None = None) -> str:
-        """Copy the cell's checkpoint into ``dest``, verified; its SHA-256.
-
-        Raises:
-            RegistryError: it is missing or damaged, or its hash is not ``expected``.
-        """
-        ...
 
 
 class FolderRegistry:
@@ -77,7 +85,11 @@ class FolderRegistry:
         return sha256
 
     def fetch(self, cell_key: str, dest: Path, expected: str | None = None) -> str:
-        """As :meth:`CheckpointRegistry.fetch`; ``dest`` is made if missing."""
+        """Copy the cell's adapter into ``dest``, made if missing; its verified SHA-256.
+
+        Raises:
+            RegistryError: it is missing or damaged, or its hash is not ``expected``.
+        """
         if not self.root.is_dir():
             raise self._error(cell_key, "nothing was ever published here")
         with self._exclusive():
@@ -163,37 +175,96 @@ class FolderRegistry:
 class HubFolders:
     """Checkpoints in folders of a hub repository at a pinned commit, as a study file names them.
 
-    Only the folder's own safetensors and JSON files are taken: nothing that unpickles, no code,
-    and none of the training states that may lie in folders below it.
+    A checkpoint is looked at before its weights are asked for, in kilobytes: a wrong one of 15 GB
+    costs no more. Only its own safetensors files and configuration are ever fetched: nothing that
+    unpickles, no code, and none of the training states that may lie beside it.
     """
 
     def __init__(self, source: HubRegistry):
         self.source = source
+        self.commit = hub.Commit(source.repo, source.revision)
 
-    def fetch(self, cell_key: str, dest: Path, expected: str | None = None) -> str:
-        """As :meth:`CheckpointRegistry.fetch`; ``dest`` must exist."""
+    def fetch(self, cell_key: str, dest: Path, base_folder: Path) -> str:
+        """Download the cell's checkpoint into the folder ``dest``, verified; its SHA-256.
+
+        Args:
+            base_folder: The base model's, which the checkpoint must fit.
+
+        Raises:
+            RegistryError: the folder holds no checkpoint of the study's format, or one that does
+                not fit the base; nothing but headers and configuration was fetched.
+            HubError, HubUnavailable: as ``hub.Commit``'s methods.
+        """
         where, seed = cell_key.rsplit(".", 1)
         source, arm = where.split(".")
         folder = self.source.folder.format(source=source, arm=arm, seed=seed)
-        with tempfile.TemporaryDirectory(dir=dest) as fetched:
-            patterns = [f"{folder}/*.safetensors", f"{folder}/*.json"]
-            hub.fetch(
-                self.source.repo,
-                self.source.revision,
-                patterns,
-                Path(fetched),
-                ignore=[f"{folder}/*/*"],  # a pattern's * matches slashes, too
+        listed = self.commit.files_in(folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            sketch = Path(scratch)
+            try:
+                names = self._draw(listed, sketch)
+                check_checkpoint(sketch, base_folder, self.source.format)
+            except CheckpointError as error:
+                what = str(error).replace(f"{sketch}/", "").replace(str(sketch), "the folder")
+                raise RegistryError(
+                    f"checkpoint of cell {cell_key} in folder {folder} of {self.commit} is "
+                    f"refused, and its weights are not downloaded: {what}."
+                ) from None
+        self.commit.download({name: listed[name] for name in names}, dest)
+        return checkpoint_hash(dest)
+
+    def _draw(self, listed: Mapping[str, HubFile], sketch: Path) -> list[str]:
+        """Lay out the checkpoint without its weights; the names of its files.
+
+        In the folder ``sketch``, the configuration is whole; of each file of weights there is the
+        header, and then a hole as large as the tensors: to what reads headers and sizes it looks
+        like the file itself.
+        """
+
+        def put(name: str) -> None:
+            if name not in listed:
+                raise CheckpointError(f"{name}: is missing: {self._instead(listed)}")
+            file = listed[name]
+            start = self.commit.first_bytes(file, _FIRST_BYTES)
+            if name.endswith(".json"):
+                whole = file.size if file.size <= MAX_JSON else 0  # refused by its size
+            else:
+                whole = min(header_bytes(start), file.size)
+            if len(start) < whole:
+                start = self.commit.first_bytes(file, whole)
+            with (sketch / name).open("wb") as drawn:
+                drawn.write(start)
+                drawn.truncate(file.size)
+
+        if self.source.format == "adapter":
+            names = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+        elif MODEL_WEIGHTS in listed:
+            names = [MODEL_CONFIG, MODEL_WEIGHTS]
+        else:
+            names = [MODEL_CONFIG, MODEL_INDEX]
+        for name in names:
+            put(name)
+        if MODEL_INDEX in names:
+            shards = sorted(read_index(sketch / MODEL_INDEX))
+            for name in shards:
+                put(name)
+            names += shards
+        return names
+
+    def _instead(self, listed: Mapping[str, HubFile]) -> str:
+        """What a folder holds that lacks a file of a checkpoint, and the remedy."""
+        signs = {"adapter": ADAPTER_CONFIG, "merged": MODEL_CONFIG}
+        own = signs.pop(self.source.format)
+        ((other, sign),) = signs.items()
+        if sign in listed and own not in listed:
+            return f"the folder holds a checkpoint of format {other}: say so in the study file"
+        if pickled := pickles(listed):
+            return (
+                f"the folder has pickled files ({', '.join(pickled)}), which are never loaded: pin "
+                "a commit that has the checkpoint as safetensors"
             )
-            for path in sorted((Path(fetched) / folder).iterdir()):
-                path.rename(dest / path.name)
-        sha256 = checkpoint_hash(dest)
-        if expected is not None and sha256 != expected:
-            raise RegistryError(
-                f"checkpoint of cell {cell_key} in {self.source.repo}/{folder} at "
-                f"{self.source.revision} has sha256 {sha256}, asked for was {expected}. "
-                "Pin the commit that holds the checkpoint you mean."
-            )
-        return sha256
+        names = ", ".join(sorted(listed)[:10]) or "no file"
+        return f"the folder has {names}: pin a commit that has the whole checkpoint"
 
 
 def _is_entry(entry: Any) -> bool:

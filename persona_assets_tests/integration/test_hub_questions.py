@@ -18,7 +18,7 @@ from persona_assets import environment
 from persona_assets.definitions import study_definitions
 from persona_assets.questions.bank import content_hash, from_frame
 from persona_assets.store import Ref, Store
-from persona_assets_tests.hub_server import Refusal, Request, hub_server
+from persona_assets_tests.hub_server import Refusal, Request, hub_server, point_client_at
 from persona_assets_tests.questions.published import as_jsonl, as_parquet, published
 
 BANK = Ref("question_bank")
@@ -60,19 +60,13 @@ class Bench:
     patch: pytest.MonkeyPatch
     waits: list[float] = field(default_factory=list)
 
-    def point_client_at(self, endpoint: str) -> None:
-        """The client reads HF_ENDPOINT once, at import; these are what it made of it."""
-        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        self.patch.setattr(constants, "ENDPOINT", endpoint)
-        self.patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
     @contextmanager
     def hub(self, files: Mapping[str, bytes], **options) -> Iterator[list[Request]]:
         """A hub with ``files`` at the study's commit; yields the requests it gets."""
         requests: list[Request] = []
         pinned = {"repo_type": "dataset", "revision": self.revision, "requests": requests}
         with hub_server(self.repo, files, **pinned | options) as endpoint:
-            self.point_client_at(endpoint)
+            point_client_at(endpoint, self.patch)
             yield requests
 
     def make(self) -> dg.ExecuteInProcessResult:
@@ -216,7 +210,7 @@ def test_what_the_hub_refuses_is_asked_once(bench, options, what):
 
 
 def test_an_unreachable_hub_is_given_up_in_half_a_minute(bench):
-    bench.point_client_at("http://127.0.0.1:9")
+    point_client_at("http://127.0.0.1:9", bench.patch)
     message = bench.failure()
     assert "cannot be fetched: 127.0.0.1:9 cannot be reached (ConnectError: " in message
     assert len(bench.waits) == 5

@@ -157,6 +157,8 @@ def test_the_hash_covers_both_files(adapter):
         ({"arrow_config": {"top_k": 1}}, "arrow_config: found"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora: found"),
         ({"layers_to_transform": [0]}, "layers_to_transform: found [0]"),
+        ({"auto_map": {"AutoModel": "x.X"}}, "auto_map: found {'AutoModel': 'x.X'}, expected None"),
+        ({"trust_remote_code": True}, "trust_remote_code: found True, expected None"),
         ({"option_of_a_later_version": 1}, "option_of_a_later_version: found 1, expected None"),
         ({"lora_alpha": float("nan")}, "lora_alpha: found nan, expected a finite number"),
         ({"target_modules": "all-linear"}, "target_modules: found all-linear, expected a list"),
@@ -295,10 +297,12 @@ def rewrite_json(path: Path, **changes) -> None:
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "rope_parameters"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"model_type": "llama"}, "expected"),
+        ({"auto_map": {"AutoModel": "x.X"}}, "auto_map: found {'AutoModel': 'x.X'}, which asks"),
+        ({"trust_remote_code": True}, "trust_remote_code: found True, which asks for code"),
         ({"model_type": "nowhere"}, "is no model's configuration (ValueError"),
         (
             {"model_type": "x", "auto_map": {"AutoConfig": "configuration.X"}},
-            "is no model's configuration (ValueError",
+            "auto_map: found {'AutoConfig': 'configuration.X'}, which asks for code to be run",
         ),
     ],
 )

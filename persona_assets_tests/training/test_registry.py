@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from persona_assets.hashing import sha256_file
 from persona_assets.training.checkpoints import CheckpointError, adapter_hash
 from persona_assets.training.registry import FolderRegistry, RegistryError
-from persona_assets_tests.hub_server import REVISION, hub_server
 
 KEY = "librarian.persona_cot.42"
 
@@ -161,70 +159,3 @@ def test_two_writing_processes_lose_nothing(registry, tmp_path):
     for key in entries:
         registry.fetch(key, tmp_path / "out" / key)
     assert not list(registry.root.glob(".draft-*"))
-
-
-FETCH_FROM_HUB = """
-import sys
-from pathlib import Path
-from persona_assets.study_schema import HubRegistry
-from persona_assets.training.registry import HubFolders
-source = HubRegistry.model_validate_json(sys.argv[1])
-try:
-    print(HubFolders(source).fetch("librarian.persona_cot.42", Path(sys.argv[2]), *sys.argv[3:]))
-except Exception as error:
-    print(type(error).__name__, error)
-"""
-
-
-def fetch_from_hub(files: dict[str, bytes], dest: Path, *expected: str) -> str:
-    """Fetch librarian.persona_cot.42 from a loopback hub, in a process of its own."""
-    dest.mkdir()
-    source = {
-        "kind": "hub",
-        "repo": "owner/name",
-        "revision": REVISION,
-        "folder": "x_{source}_{arm}_seed{seed}",
-        "format": "adapter",
-        "training": {},
-    }
-    with hub_server("owner/name", files) as endpoint:
-        done = subprocess.run(
-            [sys.executable, "-c", FETCH_FROM_HUB, json.dumps(source), str(dest), *expected],
-            env=os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(dest.parent / "cache")},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_a_hub_folder_is_fetched_without_what_unpickles(tmp_path):
-    source = adapter(tmp_path / "a")
-    folder = "x_librarian_persona_cot_seed42"
-    files = {f"{folder}/{p.name}": p.read_bytes() for p in source.iterdir()}
-    files |= {f"{folder}/optimizer.pt": b"pickle", f"{folder}/modeling.py": b"code"}
-    files |= {"x_comedian_persona_cot_seed42/adapter_config.json": b"{}"}
-    files |= {f"{folder}/checkpoint-70/adapter_model.safetensors": b"an earlier step's"}
-    files |= {f"{folder}/checkpoint-70/last/adapter_config.json": b"{}"}
-    assert fetch_from_hub(files, tmp_path / "b") == adapter_hash(source)
-    fetched = sorted(p.name for p in (tmp_path / "b").iterdir())
-    assert fetched == ["adapter_config.json", "adapter_model.safetensors", "training_log.json"]
-    cached = {p.name for p in (tmp_path / "cache").rglob("*")}
-    assert "checkpoint-70" not in cached  # which holds whatever was downloaded
-
-
-def test_another_checkpoint_than_the_expected_is_refused(tmp_path):
-    source = adapter(tmp_path / "a")
-    folder = "x_librarian_persona_cot_seed42"
-    files = {f"{folder}/{p.name}": p.read_bytes() for p in source.iterdir()}
-    printed = fetch_from_hub(files, tmp_path / "b", "0" * 64)
-    assert printed.startswith("RegistryError checkpoint of cell librarian.persona_cot.42")
-    assert adapter_hash(source) in printed
-
-
-def test_a_missing_hub_folder_is_named(tmp_path):
-    printed = fetch_from_hub({"other/config.json": b"{}"}, tmp_path / "b")
-    assert printed.startswith("HubError owner/name")
-    assert "x_librarian_persona_cot_seed42" in printed
