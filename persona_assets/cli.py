@@ -58,11 +58,12 @@ def main() -> None:
 def run(study: str, cells: str, up_to: str | None, workers: int) -> None:
     """Make what is not up to date, each cell its own Dagster run."""
     from persona_assets import runner
+    from persona_assets.run_lock import AlreadyRunning
 
     _load(study)
     try:
         outcomes = runner.run(study, cells, workers, up_to, say=click.echo)
-    except (ValueError, runner.AlreadyRunning) as error:
+    except (ValueError, AlreadyRunning) as error:
         raise click.ClickException(str(error)) from error
     bad = {unit: o for unit, o in outcomes.items() if o.status in ("failed", "skipped")}
     store = Store(environment.store_dir(), study)

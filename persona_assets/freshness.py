@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,8 +80,17 @@ class Freshness:
                 found |= self.blockers(upstream) or {upstream: self.why(upstream)}
         return found
 
-    def inputs(self, ref: Ref) -> dict[str, Any]:
-        """What a partition would be made from now: hashed by :meth:`inputs_hash`.
+    def waits_for(self, refs: Collection[Ref]) -> dict[Ref, str]:
+        """What must be made before ``refs`` can be made together, and why; see :meth:`blockers`."""
+        beside = {upstream for ref in refs for upstream in self.graph.upstream(ref)} - set(refs)
+        found: dict[Ref, str] = {}
+        for upstream in sorted(beside, key=str):
+            if self.state(upstream) != "fresh":
+                found |= self.blockers(upstream) or {upstream: self.why(upstream)}
+        return found
+
+    def inputs(self, ref: Ref, beside: Collection[Ref] = ()) -> dict[str, Any]:
+        """What a partition would be made from now, less the partitions made ``beside`` it.
 
         Raises:
             KeyError: an upstream partition has not landed.
@@ -91,17 +100,19 @@ class Freshness:
             "code_version": asset.code_version,
             "settings": as_json(asset.settings(ref.key)),
             "sources": asset.sources(ref.key),
-            "upstream": self.upstream_versions(ref),
+            "upstream": self.upstream_versions(ref, beside),
         }
 
-    def upstream_versions(self, ref: Ref) -> dict[str, str]:
-        """Data version of each upstream partition, by ``str(Ref)``.
+    def upstream_versions(self, ref: Ref, beside: Collection[Ref] = ()) -> dict[str, str]:
+        """Data version of each upstream partition but those ``beside``, by ``str(Ref)``.
 
         Raises:
             KeyError: an upstream partition has not landed.
         """
         versions = {}
         for upstream in self.graph.upstream(ref):
+            if upstream in beside:
+                continue
             manifest = self.manifest(upstream)
             if manifest is None:
                 raise KeyError(str(upstream))

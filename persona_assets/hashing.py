@@ -8,6 +8,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,14 @@ def sha256_source(thing: Callable | Path) -> str:
 
     Comments, formatting and docstrings do not count, so that tidying up stales nothing.
     """
-    text = thing.read_text("utf-8") if isinstance(thing, Path) else inspect.getsource(thing)
+    return _sha256_syntax(
+        thing.read_text("utf-8") if isinstance(thing, Path) else inspect.getsource(thing)
+    )
+
+
+@lru_cache(maxsize=512)
+def _sha256_syntax(text: str) -> str:
+    """Of one source text, once a process: every partition of a study asks for the same few."""
     tree = ast.parse(textwrap.dedent(text))
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):

@@ -7,7 +7,6 @@ has landed. What is landed and up to date is not done again.
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
 import multiprocessing as mp
 import os
@@ -16,7 +15,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Literal
@@ -25,6 +23,7 @@ from persona_assets import environment
 from persona_assets.asset_table import JOBS
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.run_lock import only_run
 from persona_assets.store import Ref, Store
 from persona_assets.study import load_study
 
@@ -55,7 +54,7 @@ class Outcome:
 
 
 _PENDING = Outcome("pending")
-_WORKER_TAG = "persona_assets/worker"
+WORKER_TAG = "persona_assets/worker"
 
 
 @dataclass
@@ -155,7 +154,7 @@ def run(
     """
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
-    with _only_run(store):
+    with only_run(store):
         todo = plan(graph, store, cells, up_to)
         freshness = Freshness(graph, store)
         outcomes: dict[Unit, Outcome] = {
@@ -176,29 +175,6 @@ def run(
         else:
             say(f"nothing to do: all {len(outcomes)} runs of study {study.name} are up to date")
     return outcomes
-
-
-class AlreadyRunning(RuntimeError):
-    """Two runs of one study would do everything twice."""
-
-
-@contextmanager
-def _only_run(store: Store) -> Iterator[None]:
-    """Hold the study's run lock, which dies with this process.
-
-    Raises:
-        AlreadyRunning: another process holds it.
-    """
-    store.root.mkdir(parents=True, exist_ok=True)
-    with (store.root / ".run.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunning(
-                f"another `persona-assets run` of study {store.study} is at work; wait for it, or "
-                "stop it"
-            ) from error
-        yield
 
 
 class _Worker:
@@ -408,7 +384,7 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         asset_selection=[dg.AssetKey([graph.study.name, asset]) for asset in assets],
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags={_WORKER_TAG: str(os.getpid()), ONLY_STALE: "true"},
+        tags={WORKER_TAG: str(os.getpid()), ONLY_STALE: "true"},
     )
     seconds = time.perf_counter() - started
     if result.success:
@@ -445,10 +421,10 @@ def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
 
     statuses = dg.DagsterRunStatus
     unfinished = dg.RunsFilter(
-        tags={"study": study_name} | ({_WORKER_TAG: str(pid)} if pid else {}),
+        tags={"study": study_name} | ({WORKER_TAG: str(pid)} if pid else {}),
         statuses=[statuses.NOT_STARTED, statuses.STARTING, statuses.STARTED],
     )
     with dg.DagsterInstance.get() as instance:
         for lost in instance.get_runs(unfinished):
-            if _WORKER_TAG in lost.tags:
+            if WORKER_TAG in lost.tags:
                 instance.report_run_failed(lost, "The worker process died.")

@@ -155,10 +155,18 @@ def partitions_definition(asset: Asset) -> dg.StaticPartitionsDefinition | None:
 
 
 def _dependency(graph: Graph, asset: Asset, upstream: str) -> dg.AssetDep:
-    """The edge to an upstream asset, mapped partition by partition where both have them."""
+    """The edge to an upstream asset, mapped partition by partition where both have them.
+
+    Between assets of the same keys it is the identity. A backfill of a cell's assets follows the
+    edges down from the first of them: under a mapping of the trained keys only, it silently left
+    out the checkpoints of carried-over cells.
+    """
     key = dg.AssetKey([graph.study.name, upstream])
-    if asset.keys is None or graph.assets[upstream].keys is None:
+    above = graph.assets[upstream].keys
+    if asset.keys is None or above is None:
         return dg.AssetDep(key)
+    if asset.keys == above:
+        return dg.AssetDep(key, partition_mapping=dg.IdentityPartitionMapping())
     mapping = {up: sorted(down) for up, down in graph.key_mapping(asset.name, upstream).items()}
     return dg.AssetDep(key, partition_mapping=dg.StaticPartitionMapping(mapping))
 

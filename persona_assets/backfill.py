@@ -1,0 +1,149 @@
+"""The job ``carry_over_backfill``: the cell chain of exactly the carried-over cells.
+
+Dagster has no job over a part of its assets' partitions. So the job's one step asks the instance
+for a backfill of those cells, which the daemon runs, cell by cell, as it does for one that is asked
+for in the interface.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
+from dagster._core.execution.backfill import (
+    BULK_ACTION_TERMINAL_STATUSES,
+    BulkActionsFilter,
+    BulkActionStatus,
+    PartitionBackfill,
+)
+from dagster._core.utils import make_new_backfill_id
+from dagster._time import get_current_timestamp
+
+from persona_assets.asset_table import JOBS
+from persona_assets.freshness import Freshness
+from persona_assets.graph import Graph
+from persona_assets.naming import listed
+from persona_assets.run_lock import is_running
+from persona_assets.store import Ref, Store
+
+NAME = "carry_over_backfill"
+
+
+def carry_over_backfill(graph: Graph, store_root: Path) -> dg.JobDefinition:
+    """The job of one study, which has carried-over cells."""
+    study = graph.study
+    cells = study.cells_of("carry_over")
+
+    @dg.op(
+        name="request_backfill",
+        out=dg.Out(dg.Nothing),
+        description=f"Asks for a backfill of those of the {len(cells)} carried-over cells that are "
+        "not up to date.",
+    )
+    def request(context: dg.OpExecutionContext):
+        store = Store(store_root, study.name)
+        freshness = Freshness(graph, store)
+        todo = [
+            Ref(asset, cell.key)
+            for cell in cells
+            for asset in JOBS["cell"].assets
+            if freshness.state(Ref(asset, cell.key)) != "fresh"
+        ]
+        keys = list(dict.fromkeys(ref.key for ref in todo))
+        counts = {"cells": len(cells), "up_to_date": len(cells) - len(keys), "requested": len(keys)}
+        if not todo:
+            context.log.info(f"all {len(cells)} carried-over cells are up to date")
+            context.add_output_metadata(counts)
+            return
+        _refuse_if_busy(context.instance, store)
+        if waits := freshness.waits_for(todo):
+            raise NotReady(len(keys), waits)
+        backfill_id = _request(context, graph, todo, keys)
+        where = f"[{backfill_id}](/runs/b/{backfill_id})"
+        context.log.info(f"backfill {backfill_id} makes {len(keys)} cells: {', '.join(keys)}")
+        context.add_output_metadata(
+            {**counts, "backfill": dg.MetadataValue.md(where), "cells_requested": keys}
+        )
+
+    @dg.job(
+        name=NAME,
+        executor_def=dg.in_process_executor,
+        description=f"{JOBS['cell'].description[:-1]}, for the {len(cells)} carried-over cells: "
+        "asks for a backfill of those that are not up to date (see Runs, Backfills).",
+        tags={"study": study.name},
+    )
+    def job():
+        request()
+
+    return job
+
+
+class NotReady(dg.Failure):
+    """What the cells are made from is missing; names all that is to be materialized first."""
+
+    def __init__(self, cells: int, waits: dict[Ref, str]):
+        by_asset: dict[str, list[Ref]] = {}
+        for ref in waits:
+            by_asset.setdefault(ref.asset, []).append(ref)
+        first = listed([_named(asset, refs) for asset, refs in by_asset.items()])
+        reasons = "\n".join(f"  - {why}" for why in list(waits.values())[:10])
+        more = f"\n  - and {len(waits) - 10} more" if len(waits) > 10 else ""
+        super().__init__(
+            f"{cells} carried-over cells cannot be made yet:\n{reasons}{more}\n"
+            f"Materialize first: {first}.",
+            allow_retries=False,
+        )
+
+
+def _named(asset: str, refs: list[Ref]) -> str:
+    if len(refs) == 1:
+        return str(refs[0])
+    shown = ", ".join(str(ref.key) for ref in refs[:3])
+    return f"{len(refs)} partitions of {asset} ({shown}{', …' if len(refs) > 3 else ''})"
+
+
+def _refuse_if_busy(instance: dg.DagsterInstance, store: Store) -> None:
+    """Fail while somebody else makes these cells: everything would be done twice."""
+    if is_running(store):
+        raise dg.Failure(
+            f"a `persona-assets run` of study {store.study} is at work. Wait for it, or stop it.",
+            allow_retries=False,
+        )
+    unfinished = [s for s in BulkActionStatus if s not in BULK_ACTION_TERMINAL_STATUSES]
+    wanted = BulkActionsFilter(statuses=unfinished, tags={"study": store.study, "job": NAME})
+    for other in instance.get_backfills(wanted):
+        raise dg.Failure(
+            f"backfill {other.backfill_id} is at work on these cells. Wait for it, or cancel it "
+            "(Runs, Backfills).",
+            allow_retries=False,
+        )
+
+
+def _request(
+    context: dg.OpExecutionContext, graph: Graph, todo: Iterable[Ref], cells: list[str]
+) -> str:
+    """Ask the instance for a backfill of exactly ``todo``; returns its id."""
+    name = graph.study.name
+    by_asset: dict[str, list[str]] = {}
+    for ref in todo:
+        by_asset.setdefault(ref.asset, []).append(str(ref.key))
+    nodes = context.repository_def.asset_graph
+    subsets = {
+        key: nodes.get(key).partitions_def.subset_with_partition_keys(keys)
+        for asset, keys in by_asset.items()
+        for key in [dg.AssetKey([name, asset])]
+    }
+    backfill_id = make_new_backfill_id()
+    context.instance.add_backfill(
+        PartitionBackfill.from_asset_graph_subset(
+            backfill_id=backfill_id,
+            backfill_timestamp=get_current_timestamp(),
+            tags={"study": name, "job": NAME},
+            dynamic_partitions_store=context.instance,
+            asset_graph_subset=AssetGraphSubset(partitions_subsets_by_asset_key=subsets),
+            title=f"{len(cells)} carried-over cells of {name}",
+            description=f"Asked for by run {context.run_id} of the job {NAME}.",
+            run_config=None,
+        )
+    )
+    return backfill_id

@@ -1,0 +1,396 @@
+"""The sensors tick by tick, and the backfill job, over a store that is landed by fiat."""
+
+from __future__ import annotations
+
+import shutil
+
+import dagster as dg
+import pytest
+from dagster._core.events import DagsterEvent, DagsterEventType
+
+from persona_assets import automation, environment
+from persona_assets.asset_table import JOBS
+from persona_assets.audit import Audit, audit
+from persona_assets.automation import MADE_FROM, MAKES
+from persona_assets.definitions import study_definitions
+from persona_assets.freshness import Freshness
+from persona_assets.reporting.so_far import SO_FAR, so_far
+from persona_assets.run_lock import AlreadyRunning, is_running, only_run
+from persona_assets.runner import WORKER_TAG
+from persona_assets.store import Provenance, Ref
+from persona_assets.study import StudyError
+from persona_assets_tests.fabricated import Fabricated
+from persona_assets_tests.integration.conftest import tiny_study_text
+
+CELL = "librarian.garbage_cot.42"
+OF_CELL = tuple(Ref(asset, CELL) for asset in JOBS["cell"].assets)
+AGGREGATES = tuple(Ref(asset) for asset in JOBS["aggregates"].assets)
+
+
+def is_aggregate(ref: Ref) -> bool:
+    return ref.asset == "contrast_estimate" or ref in AGGREGATES
+
+
+@pytest.fixture(scope="module")
+def cells_landed(tmp_path_factory) -> Fabricated:
+    """Everything has landed but contrasts and aggregates; tests take a copy."""
+    data = tmp_path_factory.mktemp("cells") / "data"
+    (data / "studies").mkdir(parents=True)
+    (data / "studies" / "tiny.yaml").write_text(tiny_study_text(), "utf-8")
+    made = Fabricated(data)
+    made.land_all(lambda ref: not is_aggregate(ref))
+    return made
+
+
+class Ticks:
+    """A code location, an instance, and the daemon's part: it makes runs of what is requested."""
+
+    def __init__(self, project: Fabricated, instance: dg.DagsterInstance):
+        self.project, self.instance = project, instance
+        self.definitions = study_definitions(project.graph.study)
+
+    def tick(self, sensor: str = "make_aggregates") -> list[dg.RunRequest]:
+        """What one tick requests."""
+        repository = self.definitions.get_repository_def()
+        context = dg.build_sensor_context(
+            self.instance, repository_def=repository, sensor_name=sensor
+        )
+        done = repository.get_sensor_def(sensor).evaluate_tick(context)
+        self.reason = done.skip_message or ""
+        return list(done.run_requests)
+
+    def start(self, request: dg.RunRequest, status=dg.DagsterRunStatus.STARTED) -> dg.DagsterRun:
+        """A run of a request, which has landed nothing yet; refused for a key that had one."""
+        key = {"dagster/run_key": request.run_key}
+        assert not self.instance.get_runs(dg.RunsFilter(tags=key)), "the daemon would skip it"
+        return self.run(request.job_name, request.asset_selection, status, request.tags | key)
+
+    def run(self, job: str, selection, status=dg.DagsterRunStatus.STARTED, tags=None, **more):
+        definition = self.definitions.resolve_job_def(job)
+        return self.instance.create_run_for_job(
+            definition.get_subset(asset_selection=set(selection)) if selection else definition,
+            asset_selection=frozenset(selection) if selection else None,
+            status=status,
+            tags={"study": "tiny", **(tags or {})},
+            **more,
+        )
+
+    def succeed(self, run: dg.DagsterRun) -> None:
+        """The run lands its partitions and ends."""
+        partition = run.tags.get("dagster/partition")
+        for key in self.project.graph.assets:
+            if dg.AssetKey(["tiny", key]) in run.asset_selection:
+                self.project.land(Ref(key, partition), run_id=run.run_id)
+        self.end(run, DagsterEventType.RUN_SUCCESS)
+
+    def end(self, run: dg.DagsterRun, how=DagsterEventType.RUN_FAILURE) -> None:
+        self.instance.report_dagster_event(
+            DagsterEvent(event_type_value=how.value, job_name=run.job_name), run.run_id
+        )
+
+    def settle(self) -> list[set[str]]:
+        """Tick and let every run succeed until nothing is requested; what each tick asked for."""
+        asked = []
+        while requests := self.tick():
+            asked.append({request.tags[MAKES] for request in requests})
+            for run in [self.start(request) for request in requests]:
+                self.succeed(run)
+        return asked
+
+
+@pytest.fixture
+def project(cells_landed, tmp_path, monkeypatch) -> Fabricated:
+    data = tmp_path / "data"
+    shutil.copytree(cells_landed.data, data)
+    monkeypatch.setenv(environment.DATA, str(data))
+    return Fabricated(data)
+
+
+@pytest.fixture
+def ticks(project):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Ticks(project, instance)
+
+
+def names(requests) -> set[str]:
+    return {request.tags[MAKES] for request in requests}
+
+
+def selected(request: dg.RunRequest) -> set[str]:
+    return {key.path[-1] for key in request.asset_selection}
+
+
+def contrasts_of(project: Fabricated, arm: str) -> set[str]:
+    return {
+        f"contrast_estimate[{c.key}]"
+        for c in project.graph.study.contrast_list
+        if arm in (c.a, c.b)
+    }
+
+
+ALL_OF = "contrast_estimate[{}]".format
+
+
+def every_contrast(project: Fabricated) -> set[str]:
+    return {ALL_OF(contrast.key) for contrast in project.graph.study.contrast_list}
+
+
+def test_a_contrast_is_requested_exactly_when_the_last_of_its_cells_lands(project, ticks):
+    project.remove(*OF_CELL)
+    others = every_contrast(project) - contrasts_of(project, "garbage_cot")
+    requests = ticks.tick()
+    assert names(requests) == others
+    for request in requests:
+        assert request.job_name == "contrasts"
+        assert request.tags[MAKES] == ALL_OF(request.partition_key)
+        assert request.tags["dagster/partition"] == request.partition_key
+        assert selected(request) == {"contrast_estimate"}
+        ticks.succeed(ticks.start(request))
+    for ref in OF_CELL:
+        assert ticks.tick() == []
+        assert f"{ref} has not landed" in ticks.reason
+        project.land(ref)
+    assert names(ticks.tick()) == contrasts_of(project, "garbage_cot")
+
+
+def test_what_landed_before_the_first_tick_is_carried_through_to_the_report(project, ticks):
+    assert ticks.settle() == [every_contrast(project), {"aggregates"}]
+    states = Freshness(project.graph, project.store).state
+    assert {states(ref) for ref in AGGREGATES} == {"fresh"}
+    assert "aggregates is up to date" in ticks.reason
+
+
+def test_a_failed_check_blocks_and_an_unverifiable_one_does_not(project, ticks):
+    cell = Ref("cell_outcomes", CELL)
+    unknown = Audit("coverage", "unverifiable", observed="?", threshold="0", remedy="none")
+    project.land(cell, audits=[unknown], content="again")
+    project.land(Ref("cell_diagnostics", CELL))
+    assert names(ticks.tick()) == every_contrast(project)
+    wrong = audit("coverage", False, observed="1 row", threshold="2", remedy="mend")
+    project.land(cell, audits=[wrong], content="again")
+    assert names(ticks.tick()) == every_contrast(project) - contrasts_of(project, "garbage_cot")
+
+
+def test_a_failed_check_of_a_contrasts_diagnostics_blocks_it(project, ticks):
+    wrong = audit("adapter_effect", False, observed="0", threshold="1", remedy="mend")
+    project.land(Ref("cell_diagnostics", CELL), audits=[wrong])
+    assert names(ticks.tick()) == every_contrast(project) - contrasts_of(project, "garbage_cot")
+
+
+def test_a_changed_study_file_asks_for_what_it_concerns(project, ticks):
+    ticks.settle()
+    project.edit("title: Miniature", "title: Small")
+    (request,) = ticks.tick()
+    assert selected(request) == {"number_ledger", "warehouse", "report"}
+    ticks.succeed(ticks.start(request))
+    assert ticks.tick() == []
+    project.edit("resamples: 2000", "resamples: 1000")
+    assert ticks.settle() == [every_contrast(project), {"aggregates"}]
+
+
+def test_what_failed_is_not_asked_for_again_until_something_has_changed(project, ticks):
+    first, *rest = ticks.tick()
+    run = ticks.start(first)
+    for request in rest:
+        ticks.succeed(ticks.start(request))
+    ticks.end(run)
+    assert ticks.tick() == []
+    assert f"failed in run {run.run_id}" in ticks.reason
+    contrast = project.graph.study.contrast(first.partition_key)
+    cell = project.graph.study.contrast_cells(contrast)[0].key
+    project.land(Ref("cell_outcomes", cell), content="other rows")
+    assert first.tags[MAKES] not in names(ticks.tick())  # its diagnostics are stale
+    project.land(Ref("cell_diagnostics", cell))
+    assert first.tags[MAKES] in names(ticks.tick())
+
+
+def test_what_a_failed_run_did_land_does_not_count_as_a_change(project, ticks):
+    for request in ticks.tick():
+        ticks.succeed(ticks.start(request))
+    (request,) = ticks.tick()
+    assert request.job_name == "aggregates"
+    assert selected(request) == {ref.asset for ref in AGGREGATES}
+    run = ticks.start(request)
+    project.land(Ref("multiplicity"), Ref("loss_matrix"), run_id=run.run_id)
+    ticks.end(run)
+    assert ticks.tick() == []
+    assert f"aggregates failed in run {run.run_id}" in ticks.reason
+    project.land(Ref("exploratory_estimates"))  # a person has mended what failed
+    (again,) = ticks.tick()
+    assert selected(again) == selected(request) - {
+        "multiplicity",
+        "loss_matrix",
+        "exploratory_estimates",
+    }
+    ticks.succeed(ticks.start(again))
+    assert ticks.tick() == []
+
+
+def test_a_retry_of_a_failed_run_counts_as_the_same_run(project, ticks):
+    for request in ticks.tick():
+        ticks.succeed(ticks.start(request))
+    (request,) = ticks.tick()
+    first = ticks.start(request)
+    project.land(Ref("multiplicity"), run_id=first.run_id)
+    ticks.end(first)
+    retry = ticks.run(
+        "aggregates",
+        request.asset_selection,
+        tags=request.tags,
+        parent_run_id=first.run_id,
+        root_run_id=first.run_id,
+    )
+    assert ticks.tick() == []
+    assert f"being made by run {retry.run_id}" in ticks.reason
+    ticks.end(retry)
+    assert ticks.tick() == []
+    assert f"failed in run {retry.run_id}" in ticks.reason
+
+
+def test_a_run_whose_worker_died_is_left_to_its_retry(project, ticks):
+    request = ticks.tick()[0]
+    run = ticks.start(request)
+    ticks.instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
+    ticks.end(run)
+    assert request.tags[MAKES] not in names(ticks.tick())
+    ticks.instance.add_run_tags(run.run_id, {"dagster/auto_retry_run_id": "another"})
+    project.land(Ref("question_bank"), content="other questions")  # stales everything
+    assert ticks.tick() == []
+
+
+def test_cells_that_land_while_a_report_is_made_are_picked_up(project, ticks):
+    for request in ticks.tick():
+        ticks.succeed(ticks.start(request))
+    (request,) = ticks.tick()
+    report = ticks.start(request)
+    project.land(*OF_CELL, content="other rows")
+    requests = ticks.tick()
+    assert names(requests) == contrasts_of(project, "garbage_cot")
+    for again in requests:
+        ticks.succeed(ticks.start(again))
+    assert ticks.tick() == []
+    assert f"aggregates is being made by run {report.run_id}" in ticks.reason
+    ticks.end(report, DagsterEventType.RUN_SUCCESS)
+    assert names(ticks.tick()) == {"aggregates"}
+
+
+def test_nothing_is_asked_for_while_somebody_else_makes_it(project, ticks):
+    contrast = project.graph.study.contrast_list[0].key
+    key = dg.AssetKey(["tiny", "contrast_estimate"])
+    run = ticks.run("contrasts", [key], tags={"dagster/partition": contrast})
+    assert names(ticks.tick()) == every_contrast(project) - {ALL_OF(contrast)}
+    ticks.end(run)
+    whole = ticks.run("contrasts", None, tags={"dagster/partition": contrast})
+    assert names(ticks.tick()) == every_contrast(project) - {ALL_OF(contrast)}
+    ticks.end(whole)
+    # Left by a killed `persona-assets run`: nobody is at it.
+    ticks.run("contrasts", [key], tags={"dagster/partition": contrast, WORKER_TAG: "1"})
+    assert names(ticks.tick()) == every_contrast(project)
+
+
+def test_the_sensor_rests_while_a_run_of_the_study_is_at_work(project, ticks):
+    with only_run(project.store):
+        assert ticks.tick() == []
+        assert "`persona-assets run` of study tiny is at work" in ticks.reason
+    assert names(ticks.tick()) == every_contrast(project)
+
+
+def test_the_run_lock_is_seen_and_refused_from_elsewhere(project):
+    assert not is_running(project.store)
+    with only_run(project.store):
+        assert is_running(project.store)
+        with (
+            pytest.raises(AlreadyRunning, match="of study tiny is at work"),
+            only_run(project.store),
+        ):
+            pass
+    assert not is_running(project.store)
+
+
+def test_what_is_lost_after_it_was_made_is_made_again(project, ticks):
+    ticks.settle()
+    for _ in range(3):
+        project.remove(Ref("report"))
+        (request,) = ticks.tick()
+        assert selected(request) == {"report"}
+        ticks.succeed(ticks.start(request))
+    assert ticks.tick() == []
+
+
+def test_runs_that_read_other_code_do_not_loop(project, ticks, monkeypatch):
+    """A code location that was loaded before an edit sees what its workers land as stale."""
+    ticks.settle()
+    raised = automation.Graph
+
+    def older(study):
+        graph = raised(study)
+        object.__setattr__(graph.assets["report"], "code_version", "0")
+        return graph
+
+    monkeypatch.setattr(automation, "Graph", older)
+    asked = 0
+    while requests := ticks.tick():
+        asked += 1
+        assert asked <= 2
+        (request,) = requests
+        ticks.succeed(ticks.start(request))
+    assert asked == 2
+    assert "other code than this code location" in ticks.reason
+
+
+def test_a_grid_that_dagster_does_not_know_is_named(project, ticks):
+    project.edit("seeds: [42]", "seeds: [42, 137]")
+    with pytest.raises(automation.GridChanged, match=r"partitions of training_dataset.*Reload"):
+        ticks.tick()
+
+
+def test_a_study_file_that_cannot_be_used_fails_the_tick(project, ticks):
+    project.edit("resamples: 2000", "resamples: few")
+    with pytest.raises(StudyError, match=r"inference\.resamples"):
+        ticks.tick()
+
+
+def land_page(project: Fabricated, run_id: str) -> None:
+    """Land the page as the asset does."""
+    page = so_far(Freshness(project.graph, project.store))
+    with project.store.draft(SO_FAR) as draft:
+        (draft / "so_far.html").write_text("page")
+        project.store.land(SO_FAR, draft, provenance=Provenance(run_id, page.inputs, "hash"))
+
+
+def test_the_page_follows_what_lands(project, ticks):
+    (request,) = ticks.tick("keep_so_far")
+    assert (request.job_name, request.partition_key) == ("so_far", None)
+    run = ticks.start(request)
+    land_page(project, run.run_id)
+    # Lands after the page was read, while its run is still at work.
+    project.land(Ref("cell_outcomes", CELL), content="other rows")
+    assert ticks.tick("keep_so_far") == []
+    assert f"so_far is being made by run {run.run_id}" in ticks.reason
+    ticks.end(run, DagsterEventType.RUN_SUCCESS)
+    (request,) = ticks.tick("keep_so_far")
+    run = ticks.start(request)
+    land_page(project, run.run_id)
+    ticks.end(run, DagsterEventType.RUN_SUCCESS)
+    assert ticks.tick("keep_so_far") == []
+    assert ticks.reason == "the page says what is there"
+    with only_run(project.store):
+        project.remove(Ref("cell_outcomes", CELL))
+        assert len(ticks.tick("keep_so_far")) == 1
+
+
+def test_a_page_that_failed_waits_for_a_change(project, ticks):
+    (request,) = ticks.tick("keep_so_far")
+    ticks.end(ticks.start(request))
+    assert ticks.tick("keep_so_far") == []
+    assert "so_far failed in run" in ticks.reason
+    project.remove(Ref("cell_diagnostics", CELL))
+    (again,) = ticks.tick("keep_so_far")
+    assert again.tags[MADE_FROM] != request.tags[MADE_FROM]
+
+
+def test_there_is_no_page_before_the_first_evaluation(project, ticks):
+    shutil.rmtree(project.store.root)
+    assert ticks.tick("keep_so_far") == []
+    assert ticks.reason == "nothing of study tiny has been evaluated yet"
+    assert ticks.tick() == []
