@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from persona_assets import environment
 from persona_assets.study import parse_study
 from persona_assets_tests.conftest import PROJECT
-from persona_assets_tests.integration.conftest import Project, tiny_study_text
+from persona_assets_tests.integration.conftest import Project
 
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((PROJECT / "docs").glob("*.md"))))
 
@@ -36,7 +36,7 @@ ELSEWHERE = {
     "make test": "pytest",  # it is what runs this
 }
 
-NUMBER = r"[-−]?\d[\d.,e+−-]*"
+NUMBER = r"[-−]?\d(?:[\d.,e+−-]*\d)?"
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,26 @@ def _line_pattern(line: str) -> str:
 
 
 def _word_pattern(word: str) -> str:
-    if re.fullmatch(NUMBER, word):
-        return NUMBER
+    number = re.fullmatch(rf"(\W*?){NUMBER}(\W*)", word)
+    if number:
+        return re.escape(number[1]) + NUMBER + re.escape(number[2])
     if re.fullmatch("-{2,}", word):
         return "-+"
     return ".*".join(re.escape(part) for part in word.split("…"))
 
 
+#: The study that is meant where a command names none is the tiny one, not `mini`.
+SHIM = f"""#!/bin/bash
+case " $* " in
+  *" --study "* | *" --help "*) exec {sys.executable} -m persona_assets "$@" ;;
+  *) exec {sys.executable} -m persona_assets "$1" --study tiny "${{@:2}}" ;;
+esac
+"""
+
+
 @dataclass
 class Checkout:
-    """A folder like a checkout, whose study ``mini`` is tiny and complete."""
+    """A folder like a checkout, with the complete tiny study, and the commands on its PATH."""
 
     root: Path
     done: dict[str, subprocess.CompletedProcess[str]]
@@ -155,11 +165,11 @@ class Checkout:
     def run(self, text: str) -> subprocess.CompletedProcess[str]:
         """``text`` in a shell of its own, once for each text."""
         if text not in self.done:
-            project = Project(self.root / "data")
-            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            path = f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}"
             self.done[text] = subprocess.run(
                 ["bash", "-euc", text],
-                env=project.environment | {"PATH": path, "PYTHONPATH": str(PROJECT)},
+                env=Project(self.root / "data").environment
+                | {"PATH": path, "PYTHONPATH": str(PROJECT)},
                 cwd=self.root,
                 capture_output=True,
                 text=True,
@@ -173,16 +183,13 @@ class Checkout:
 def checkout(project, study_texts, tmp_path_factory) -> Checkout:
     root = tmp_path_factory.mktemp("checkout")
     data = project.copy(root / "data").data
-    for folder in ("store", "registry"):
-        (data / folder / "tiny").rename(data / folder / "mini")
-    (data / "studies" / "tiny.yaml").unlink()
-    text = tiny_study_text().replace("name: tiny", "name: mini")
-    (data / "studies" / "mini.yaml").write_text(text, "utf-8")
-    (data / "studies" / "length_matched.yaml").write_text(study_texts["length_matched"], "utf-8")
-    checkout = Checkout(root, {})
-    renamed = checkout.run("persona-assets run")
-    assert renamed.returncode == 0, renamed.stdout + renamed.stderr
-    return checkout
+    for name, text in study_texts.items():
+        (data / "studies" / f"{name}.yaml").write_text(text, "utf-8")
+    command = root / "bin" / "persona-assets"
+    command.parent.mkdir()
+    command.write_text(SHIM, "utf-8")
+    command.chmod(0o755)
+    return Checkout(root, {})
 
 
 @pytest.fixture(scope="module")
