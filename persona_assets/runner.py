@@ -55,7 +55,7 @@ class Outcome:
 
 
 _PENDING = Outcome("pending")
-_WORKER_TAG = "persona_assets/worker"
+WORKER_TAG = "persona_assets/worker"
 
 
 @dataclass
@@ -395,8 +395,6 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
     """One Dagster run over those of the unit's partitions that are not up to date."""
     import dagster as dg
 
-    from persona_assets.assets.base import ONLY_STALE
-
     freshness = Freshness(graph, store)
     assets = [ref.asset for ref in unit.refs if freshness.state(ref) != "fresh"]
     if not assets:
@@ -408,7 +406,7 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         asset_selection=[dg.AssetKey([graph.study.name, asset]) for asset in assets],
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags={_WORKER_TAG: str(os.getpid()), ONLY_STALE: "true"},
+        tags={WORKER_TAG: str(os.getpid())},
     )
     seconds = time.perf_counter() - started
     if result.success:
@@ -445,10 +443,10 @@ def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
 
     statuses = dg.DagsterRunStatus
     unfinished = dg.RunsFilter(
-        tags={"study": study_name} | ({_WORKER_TAG: str(pid)} if pid else {}),
+        tags={"study": study_name} | ({WORKER_TAG: str(pid)} if pid else {}),
         statuses=[statuses.NOT_STARTED, statuses.STARTING, statuses.STARTED],
     )
     with dg.DagsterInstance.get() as instance:
         for lost in instance.get_runs(unfinished):
-            if _WORKER_TAG in lost.tags:
+            if WORKER_TAG in lost.tags:
                 instance.report_run_failed(lost, "The worker process died.")
