@@ -40,10 +40,10 @@ _PASSING = (
 class Browser:
     """One window with a profile of its own; ``shots`` is where pictures of it go."""
 
-    def __init__(self, profile: Path, shots: Path):
+    def __init__(self, profile: Path, shots: Path, *flags: str):
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+        for flag in (*_FLAGS, f"--user-data-dir={profile}", *flags):
             options.add_argument(flag)
         self.driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
         self.shots = shots
