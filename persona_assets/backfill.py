@@ -5,7 +5,6 @@ for a backfill of those cells, which the daemon runs, cell by cell, as it does f
 for in the interface.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
@@ -20,6 +19,7 @@ from dagster._core.utils import make_new_backfill_id
 from dagster._time import get_current_timestamp
 
 from persona_assets.asset_table import JOBS
+from persona_assets.assets.base import ONLY_STALE, partitions_definition
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.naming import listed
@@ -44,25 +44,24 @@ def carry_over_backfill(graph: Graph, store_root: Path) -> dg.JobDefinition:
         store = Store(store_root, study.name)
         freshness = Freshness(graph, store)
         todo = [
-            Ref(asset, cell.key)
+            cell.key
             for cell in cells
-            for asset in JOBS["cell"].assets
-            if freshness.state(Ref(asset, cell.key)) != "fresh"
+            if any(freshness.state(Ref(a, cell.key)) != "fresh" for a in JOBS["cell"].assets)
         ]
-        keys = list(dict.fromkeys(ref.key for ref in todo))
-        counts = {"cells": len(cells), "up_to_date": len(cells) - len(keys), "requested": len(keys)}
+        counts = {"cells": len(cells), "up_to_date": len(cells) - len(todo), "requested": len(todo)}
         if not todo:
             context.log.info(f"all {len(cells)} carried-over cells are up to date")
             context.add_output_metadata(counts)
             return
         _refuse_if_busy(context.instance, store)
-        if waits := freshness.waits_for(todo):
-            raise NotReady(len(keys), waits)
-        backfill_id = _request(context, graph, todo, keys)
+        chain = [Ref(asset, key) for key in todo for asset in JOBS["cell"].assets]
+        if waits := freshness.waits_for(chain):
+            raise NotReady(len(todo), waits)
+        backfill_id = _request(context, graph, todo)
         where = f"[{backfill_id}](/runs/b/{backfill_id})"
-        context.log.info(f"backfill {backfill_id} makes {len(keys)} cells: {', '.join(keys)}")
+        context.log.info(f"backfill {backfill_id} makes {len(todo)} cells: {', '.join(todo)}")
         context.add_output_metadata(
-            {**counts, "backfill": dg.MetadataValue.md(where), "cells_requested": keys}
+            {**counts, "backfill": dg.MetadataValue.md(where), "cells_requested": todo}
         )
 
     @dg.job(
@@ -90,7 +89,7 @@ class NotReady(dg.Failure):
         more = f"\n  - and {len(waits) - 10} more" if len(waits) > 10 else ""
         super().__init__(
             f"{cells} carried-over cells cannot be made yet:\n{reasons}{more}\n"
-            f"Materialize first: {first}.",
+            f"Materialize first, in this order: {first}.",
             allow_retries=False,
         )
 
@@ -110,38 +109,37 @@ def _refuse_if_busy(instance: dg.DagsterInstance, store: Store) -> None:
             allow_retries=False,
         )
     unfinished = [s for s in BulkActionStatus if s not in BULK_ACTION_TERMINAL_STATUSES]
-    wanted = BulkActionsFilter(statuses=unfinished, tags={"study": store.study, "job": NAME})
-    for other in instance.get_backfills(wanted):
-        raise dg.Failure(
-            f"backfill {other.backfill_id} is at work on these cells. Wait for it, or cancel it "
-            "(Runs, Backfills).",
-            allow_retries=False,
-        )
+    for other in instance.get_backfills(BulkActionsFilter(statuses=unfinished)):
+        if other.tags.get("study") == store.study and other.tags.get("job") == NAME:
+            raise dg.Failure(
+                f"backfill {other.backfill_id} is at work on these cells. Wait for it, or cancel "
+                "it (Runs, Backfills).",
+                allow_retries=False,
+            )
 
 
-def _request(
-    context: dg.OpExecutionContext, graph: Graph, todo: Iterable[Ref], cells: list[str]
-) -> str:
-    """Ask the instance for a backfill of exactly ``todo``; returns its id."""
-    name = graph.study.name
-    by_asset: dict[str, list[str]] = {}
-    for ref in todo:
-        by_asset.setdefault(ref.asset, []).append(str(ref.key))
-    nodes = context.repository_def.asset_graph
+def _request(context: dg.OpExecutionContext, graph: Graph, cells: list[str]) -> str:
+    """Ask the instance for a backfill of exactly these cells; returns its id.
+
+    All assets of a cell go into it, also those that are up to date, which their run keeps: of
+    assets with unlike partitions Dagster would make separate runs.
+    """
+    study = graph.study.name
     subsets = {
-        key: nodes.get(key).partitions_def.subset_with_partition_keys(keys)
-        for asset, keys in by_asset.items()
-        for key in [dg.AssetKey([name, asset])]
+        dg.AssetKey([study, asset]): partitions_definition(
+            graph.assets[asset]
+        ).subset_with_partition_keys(cells)
+        for asset in JOBS["cell"].assets
     }
     backfill_id = make_new_backfill_id()
     context.instance.add_backfill(
         PartitionBackfill.from_asset_graph_subset(
             backfill_id=backfill_id,
             backfill_timestamp=get_current_timestamp(),
-            tags={"study": name, "job": NAME},
+            tags={"study": study, "job": NAME, ONLY_STALE: "true"},
             dynamic_partitions_store=context.instance,
             asset_graph_subset=AssetGraphSubset(partitions_subsets_by_asset_key=subsets),
-            title=f"{len(cells)} carried-over cells of {name}",
+            title=f"{len(cells)} carried-over cells of {study}",
             description=f"Asked for by run {context.run_id} of the job {NAME}.",
             run_config=None,
         )

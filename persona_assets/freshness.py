@@ -81,13 +81,16 @@ class Freshness:
         return found
 
     def waits_for(self, refs: Collection[Ref]) -> dict[Ref, str]:
-        """What must be made before ``refs`` can be made together, and why; see :meth:`blockers`."""
-        beside = {upstream for ref in refs for upstream in self.graph.upstream(ref)} - set(refs)
-        found: dict[Ref, str] = {}
-        for upstream in sorted(beside, key=str):
-            if self.state(upstream) != "fresh":
-                found |= self.blockers(upstream) or {upstream: self.why(upstream)}
-        return found
+        """What must be made before ``refs`` can be made together, upstream first, and why."""
+        seen, found, above = set(refs), [], list(refs)
+        while above:
+            for upstream in self.graph.upstream(above.pop()):
+                if upstream not in seen and self.state(upstream) != "fresh":
+                    seen.add(upstream)
+                    above.append(upstream)
+                    found.append(upstream)
+        places = {ref: i for i, ref in enumerate(self.graph.refs)}
+        return {ref: self.why(ref) for ref in sorted(found, key=places.__getitem__)}
 
     def inputs(self, ref: Ref, beside: Collection[Ref] = ()) -> dict[str, Any]:
         """What a partition would be made from now, less the partitions made ``beside`` it.

@@ -26,6 +26,11 @@ class Graph:
         """Every asset by name, upstream ones first."""
         return {asset.name: asset for asset in asset_table(self.study)}
 
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """Every partition of every asset, upstream ones first."""
+        return tuple(ref for asset in self.assets.values() for ref in asset.refs())
+
     def upstream(self, ref: Ref) -> tuple[Ref, ...]:
         """The partitions that a partition is made from."""
         return self.assets[ref.asset].upstream(ref.key)
@@ -49,7 +54,7 @@ class Graph:
         Raises:
             KeyError: nothing has that name; names the nearest.
         """
-        by_name = {str(ref): (ref,) for a in self.assets.values() for ref in a.refs()}
+        by_name = {str(ref): (ref,) for ref in self.refs}
         by_name |= {asset.name: asset.refs() for asset in self.assets.values()}
         for cell in self.study.cells:
             by_name[cell.key] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import polars as pl
@@ -11,8 +12,8 @@ import polars as pl
 from persona_assets.audit import Audit
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
-from persona_assets.store import Manifest, Provenance, Ref, Store
-from persona_assets.study import load_study
+from persona_assets.store import Provenance, Ref, Store
+from persona_assets.study import parse_study
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Fabricated:
     @property
     def graph(self) -> Graph:
         """The graph of the study file as it is now."""
-        return Graph(load_study(self.data / "studies" / "tiny.yaml"))
+        return _graph((self.data / "studies" / "tiny.yaml").read_text("utf-8"))
 
     @property
     def store(self) -> Store:
@@ -70,8 +71,10 @@ class Fabricated:
         for ref in refs:
             (self.store.folder(ref) / "manifest.json").unlink()
 
-    def manifest(self, ref: Ref) -> Manifest:
-        return self.store.landed(ref)
+
+@lru_cache
+def _graph(text: str) -> Graph:
+    return Graph(parse_study(text))
 
 
 def _estimates() -> pl.DataFrame:

@@ -7,6 +7,9 @@ import shutil
 import dagster as dg
 import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType
+from dagster._core.execution.asset_backfill import AssetBackfillData
+from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.test_utils import create_run_for_test
 
 from persona_assets import automation, environment
 from persona_assets.asset_table import JOBS
@@ -24,6 +27,7 @@ from persona_assets_tests.integration.conftest import tiny_study_text
 
 CELL = "librarian.garbage_cot.42"
 OF_CELL = tuple(Ref(asset, CELL) for asset in JOBS["cell"].assets)
+name_of = "contrast_estimate[{}]".format
 AGGREGATES = tuple(Ref(asset) for asset in JOBS["aggregates"].assets)
 
 
@@ -66,9 +70,9 @@ class Ticks:
         return self.run(request.job_name, request.asset_selection, status, request.tags | key)
 
     def run(self, job: str, selection, status=dg.DagsterRunStatus.STARTED, tags=None, **more):
-        definition = self.definitions.resolve_job_def(job)
-        return self.instance.create_run_for_job(
-            definition.get_subset(asset_selection=set(selection)) if selection else definition,
+        return create_run_for_test(
+            self.instance,
+            job_name=job,
             asset_selection=frozenset(selection) if selection else None,
             status=status,
             tags={"study": "tiny", **(tags or {})},
@@ -121,18 +125,11 @@ def selected(request: dg.RunRequest) -> set[str]:
 
 
 def contrasts_of(project: Fabricated, arm: str) -> set[str]:
-    return {
-        f"contrast_estimate[{c.key}]"
-        for c in project.graph.study.contrast_list
-        if arm in (c.a, c.b)
-    }
-
-
-ALL_OF = "contrast_estimate[{}]".format
+    return {name_of(c.key) for c in project.graph.study.contrast_list if arm in (c.a, c.b)}
 
 
 def every_contrast(project: Fabricated) -> set[str]:
-    return {ALL_OF(contrast.key) for contrast in project.graph.study.contrast_list}
+    return {name_of(contrast.key) for contrast in project.graph.study.contrast_list}
 
 
 def test_a_contrast_is_requested_exactly_when_the_last_of_its_cells_lands(project, ticks):
@@ -142,7 +139,7 @@ def test_a_contrast_is_requested_exactly_when_the_last_of_its_cells_lands(projec
     assert names(requests) == others
     for request in requests:
         assert request.job_name == "contrasts"
-        assert request.tags[MAKES] == ALL_OF(request.partition_key)
+        assert request.tags[MAKES] == name_of(request.partition_key)
         assert request.tags["dagster/partition"] == request.partition_key
         assert selected(request) == {"contrast_estimate"}
         ticks.succeed(ticks.start(request))
@@ -278,10 +275,10 @@ def test_nothing_is_asked_for_while_somebody_else_makes_it(project, ticks):
     contrast = project.graph.study.contrast_list[0].key
     key = dg.AssetKey(["tiny", "contrast_estimate"])
     run = ticks.run("contrasts", [key], tags={"dagster/partition": contrast})
-    assert names(ticks.tick()) == every_contrast(project) - {ALL_OF(contrast)}
+    assert names(ticks.tick()) == every_contrast(project) - {name_of(contrast)}
     ticks.end(run)
     whole = ticks.run("contrasts", None, tags={"dagster/partition": contrast})
-    assert names(ticks.tick()) == every_contrast(project) - {ALL_OF(contrast)}
+    assert names(ticks.tick()) == every_contrast(project) - {name_of(contrast)}
     ticks.end(whole)
     # Left by a killed `persona-assets run`: nobody is at it.
     ticks.run("contrasts", [key], tags={"dagster/partition": contrast, WORKER_TAG: "1"})
@@ -394,3 +391,108 @@ def test_there_is_no_page_before_the_first_evaluation(project, ticks):
     assert ticks.tick("keep_so_far") == []
     assert ticks.reason == "nothing of study tiny has been evaluated yet"
     assert ticks.tick() == []
+
+
+CARRIED = (
+    "librarian.generic_cot.42",
+    "comedian.generic_cot.42",
+    "librarian.persona_cot.42",
+    "comedian.persona_cot.42",
+    "librarian.persona_cot_correct.42",
+)
+
+
+def backfill(ticks: Ticks) -> dict[str, object]:
+    """Run the job; what its output says.
+
+    Raises:
+        dg.Failure: it refused.
+    """
+    job = ticks.definitions.resolve_job_def("carry_over_backfill")
+    done = job.execute_in_process(instance=ticks.instance)
+    (output,) = (e.event_specific_data for e in done.all_events if e.is_successful_output)
+    return {name: value.value for name, value in output.metadata.items()}
+
+
+def test_carried_over_cells_are_one_contiguous_selection(mini, length_matched):
+    for study in (mini, length_matched):
+        keys = (
+            study_definitions(study)
+            .get_assets_def(dg.AssetKey([study.name, "cell_outcomes"]))
+            .partitions_def.get_partition_keys()
+        )
+        carried = [cell.key for cell in study.cells_of("carry_over")]
+        assert len(carried) == 27
+        assert list(keys[keys.index(carried[0]) :]) == carried
+
+
+def test_the_backfill_is_of_exactly_the_cells_that_are_not_up_to_date(project, ticks):
+    assert backfill(ticks) == {"cells": 5, "up_to_date": 5, "requested": 0}
+    assert ticks.instance.get_backfills() == []
+    project.remove(Ref("cell_diagnostics", CARRIED[1]), Ref("checkpoint", CARRIED[3]))
+    said = backfill(ticks)
+    (requested,) = ticks.instance.get_backfills()
+    assert said == {
+        "cells": 5,
+        "up_to_date": 3,
+        "requested": 2,
+        "backfill": f"[{requested.backfill_id}](/runs/b/{requested.backfill_id})",
+        "cells_requested": [CARRIED[1], CARRIED[3]],
+    }
+    target = requested.asset_backfill_data.target_subset
+    assert {
+        key.path[-1]: set(subset.get_partition_keys())
+        for key, subset in target.partitions_subsets_by_asset_key.items()
+    } == {asset: {CARRIED[1], CARRIED[3]} for asset in JOBS["cell"].assets}
+
+
+def test_the_backfill_names_all_that_is_to_be_materialized_first(project, ticks):
+    rationales = [Ref("rationales", key.rpartition(".")[0]) for key in CARRIED]
+    project.remove(
+        *rationales, Ref("prior_checkpoint", CARRIED[2]), Ref("prior_accuracies", CARRIED[0])
+    )
+    with pytest.raises(dg.Failure) as refused:
+        backfill(ticks)
+    text = refused.value.description
+    assert text.startswith("5 carried-over cells cannot be made yet:\n  - ")
+    assert f"prior_checkpoint[{CARRIED[2]}] has not landed" in text
+    assert text.endswith(
+        "Materialize first, in this order: 5 partitions of rationales (librarian.generic_cot, "
+        "comedian.generic_cot, librarian.persona_cot, …), 5 partitions of prior_checkpoint "
+        "(librarian.generic_cot.42, comedian.generic_cot.42, librarian.persona_cot.42, …) and 5 "
+        "partitions of prior_accuracies (librarian.generic_cot.42, comedian.generic_cot.42, "
+        "librarian.persona_cot.42, …)."
+    )
+    project.remove(Ref("question_bank"))
+    with pytest.raises(dg.Failure, match=r"  - question_bank has not landed"):
+        backfill(ticks)
+    assert ticks.instance.get_backfills() == []
+
+
+def test_nothing_is_made_twice_at_a_time(project, ticks):
+    project.remove(Ref("checkpoint", CARRIED[0]))
+    with only_run(project.store), pytest.raises(dg.Failure, match="of study tiny is at work"):
+        backfill(ticks)
+    backfill(ticks)
+    (requested,) = ticks.instance.get_backfills()
+    with pytest.raises(dg.Failure, match=f"backfill {requested.backfill_id} is at work"):
+        backfill(ticks)
+    ticks.instance.update_backfill(requested.with_status(BulkActionStatus.CANCELED))
+    assert backfill(ticks)["requested"] == 1
+
+
+def test_a_range_of_a_cells_chain_reaches_every_asset_of_it(project, ticks):
+    """Dagster follows a backfill of several assets down the edges from the first of them."""
+    nodes = ticks.definitions.get_repository_def().asset_graph
+    data = AssetBackfillData.from_asset_partitions(
+        asset_graph=nodes,
+        partition_names=list(CARRIED),
+        asset_selection=[dg.AssetKey(["tiny", asset]) for asset in JOBS["cell"].assets],
+        dynamic_partitions_store=ticks.instance,
+        backfill_start_timestamp=0.0,
+        all_partitions=False,
+    )
+    subsets = data.target_subset.partitions_subsets_by_asset_key
+    assert {key.path[-1]: set(s.get_partition_keys()) for key, s in subsets.items()} == {
+        asset: set(CARRIED) for asset in JOBS["cell"].assets
+    }

@@ -76,7 +76,7 @@ class SoFar:
         stages: The assets of a cell, in order.
         cells: One row a cell, in grid order.
         estimates: One a registered contrast.
-        trouble: What is stale, failed or damaged, by its roots, in words.
+        trouble: What is stale, failed or damaged in itself, in words.
         report: The version of the report if it is up to date, and with it everything else.
     """
 
@@ -103,15 +103,14 @@ class SoFar:
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """How many have landed and are up to date, of how many."""
-        rows = {
-            f"{stage} of cells": [
-                row.states[stage] == "fresh" for row in self.cells if stage in row.states
-            ]
+        """By asset, how many partitions are landed and up to date, of how many."""
+        states = {
+            stage: [r.states[stage] for r in self.cells if stage in r.states]
             for stage in self.stages
         }
-        rows["contrasts estimated"] = [e.values is not None for e in self.estimates]
-        return {name: (sum(flags), len(flags)) for name, flags in rows.items()}
+        flags = {stage: [state == "fresh" for state in found] for stage, found in states.items()}
+        flags["contrast_estimate"] = [e.values is not None for e in self.estimates]
+        return {asset: (sum(done), len(done)) for asset, done in flags.items()}
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -186,12 +185,14 @@ def _estimate(freshness: Freshness, contrast: Contrast) -> Estimate:
 
 
 def _trouble(freshness: Freshness) -> Iterator[str]:
-    for asset in freshness.graph.assets.values():
-        for ref in asset.refs():
-            state = freshness.state(ref)
-            landed = (freshness.store.folder(ref) / "manifest.json").exists()
-            if state in ("stale", "failed") or (state == "missing" and landed):
-                yield freshness.why(ref)
+    """What is not merely missing, nor stale only for what is above it."""
+    store = freshness.store
+    for ref in freshness.graph.refs:
+        state = freshness.state(ref)
+        above = all(freshness.state(up) == "fresh" for up in freshness.graph.upstream(ref))
+        damaged = state == "missing" and (store.folder(ref) / "manifest.json").exists()
+        if state == "failed" or (state == "stale" and above) or damaged:
+            yield freshness.why(ref).replace(f"{store.root}/", "")
 
 
 def render_html(page: SoFar) -> str:
@@ -224,5 +225,5 @@ def _render(template: str, page: SoFar, **options: Any) -> str:
         "percent": words.percent,
         "signed": words.signed,
     }
-    marks = {"fresh": "✓", "stale": "stale", "failed": "FAILED", "missing": "·"}
+    marks = {"fresh": "✓", "stale": "stale", "failed": "FAILED", "missing": "○"}
     return environment.get_template(template).render(page=page, marks=marks, most=_SHOWN)

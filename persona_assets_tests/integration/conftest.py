@@ -17,6 +17,7 @@ from persona_assets.graph import Graph
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 from persona_assets_tests.conftest import PROJECT
+from persona_assets_tests.integration.webserver import Webserver
 
 #: From mini.yaml: two sources, one seed, few questions and resamples. 12 cells.
 _EDITS = (
@@ -112,3 +113,14 @@ def project(tmp_path_factory) -> Project:
 def own_project(project, tmp_path) -> Project:
     """A copy of the complete tiny study that a test may change."""
     return project.copy(tmp_path / "data")
+
+
+@pytest.fixture
+def webserver(own_project):
+    """``dagster dev`` on the test's own copy."""
+    server = Webserver(own_project)
+    try:
+        server.wait_until_up()
+        yield server
+    finally:
+        server.stop()

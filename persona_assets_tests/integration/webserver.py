@@ -1,0 +1,109 @@
+"""``dagster dev``, webserver and daemon, for tests that live what its users live."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+
+class Webserver:
+    """``dagster dev`` on a free port of the loopback interface."""
+
+    def __init__(self, project):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        workspace = project.data / "workspace.yaml"
+        workspace.write_text(
+            "load_from:\n  - python_module: {module_name: persona_assets.definitions, "
+            "attribute: tiny, location_name: tiny}\n"
+        )
+        self.log = (project.data / "dagster-dev.log").open("w")
+        self.process = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).with_name("dagster")), "dev"),
+                *("--workspace", str(workspace)),
+                *("--host", "127.0.0.1", "--port", str(self.port)),
+            ],
+            env=project.environment,
+            cwd=project.data,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def ask(self, query: str, **variables) -> dict:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql",
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            answer = json.load(reply)
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def wait_until_up(self, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.ask("{ version }")
+                return
+            except OSError:
+                assert self.process.poll() is None, "dagster dev has ended"
+                assert time.monotonic() < deadline, "dagster dev did not come up"
+                time.sleep(0.5)
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.log.close()
+
+
+LAUNCH = """
+mutation($params: ExecutionParams!) {
+  launchPipelineExecution(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+  }
+}"""
+
+RUN = """
+query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }
+"""
+
+
+def launch(webserver: Webserver, job: str, key: str | None, *assets: str) -> tuple[str, str]:
+    """What the UI's button sends; waits for the run, which goes through the queue."""
+    selector = {
+        "repositoryLocationName": "tiny",
+        "repositoryName": "__repository__",
+        "pipelineName": job,
+    }
+    if assets:
+        selector["assetSelection"] = [{"path": ["tiny", asset]} for asset in assets]
+    tags = [{"key": "dagster/partition", "value": key}] if key else []
+    launched = webserver.ask(
+        LAUNCH,
+        params={"selector": selector, "mode": "default", "executionMetadata": {"tags": tags}},
+    )["launchPipelineExecution"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run_id = launched["run"]["runId"]
+    deadline = time.monotonic() + 180
+    status = ""
+    while status not in ("SUCCESS", "FAILURE", "CANCELED"):
+        assert time.monotonic() < deadline, f"run {run_id} is still {status}"
+        time.sleep(0.5)
+        status = webserver.ask(RUN, id=run_id)["runOrError"]["status"]
+    return run_id, status
