@@ -13,7 +13,7 @@ import polars as pl
 from persona_assets import environment
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.metadata import number_links, table_preview
-from persona_assets.assets.plots import accuracy_plot, letters_plot
+from persona_assets.assets.plots import accuracy_bars, letters_bars
 from persona_assets.audit import Audit, audit
 from persona_assets.evaluation.diagnostics import (
     adapter_effect_audit,
@@ -77,7 +77,7 @@ def cell_diagnostics(task: Task) -> Made:
             letter_collapse_audit(outcomes, baseline),
             *_drift(task, outcomes),
         ],
-        metadata=letters_plot(outcomes, baseline) | table_preview(letters),
+        metadata=letters_bars(outcomes, baseline) | table_preview(letters),
     )
 
 
@@ -257,7 +257,7 @@ def _land(
         ],
         summary={"rows": frame.height, "engine": fingerprint}
         | {f"accuracy_{scaffold}": round(value, 4) for scaffold, value in accuracy},
-        metadata=accuracy_plot(frame)
+        metadata=accuracy_bars(frame)
         | table_preview(
             frame.select("persona", "scaffold", "question_id", "predicted_letter", "rationale")
         )

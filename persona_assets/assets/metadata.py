@@ -19,7 +19,9 @@ from persona_assets.store import Manifest, Ref
 # References to code are beta in the pinned release; we know, and test them.
 warnings.filterwarnings("ignore", category=dg.BetaWarning, message=".*CodeReference")
 
-_MAX_ROWS, _MAX_CELL, _MAX_LINKS = 5, 80, 8
+_MAX_ROWS, _MAX_CELL = 5, 80
+#: Characters: Markdown of a thousand and more is shown after a click only.
+_MAX_LINKS = 900
 
 
 def table_preview(frame: pl.DataFrame) -> dict[str, Any]:
@@ -101,18 +103,16 @@ def lineage_links(graph: Graph, manifest: Manifest) -> dict[str, Any]:
 
     They are relative: the page that shows them is the web interface's.
     """
-    refs = graph.upstream(manifest.ref)
-    if not refs:
-        return {}
-    versions = manifest.provenance.upstream
-    lines = [
-        f"- [{inline(ref)}]({_page(graph, ref)}) {versions[str(ref)][:16]}"
-        for ref in refs[:_MAX_LINKS]
-        if str(ref) in versions
-    ]
-    if len(refs) > _MAX_LINKS:
-        lines.append(f"- and {len(refs) - _MAX_LINKS} more: see the asset's lineage")
-    return {"made_from": dg.MetadataValue.md("\n".join(lines))}
+    versions, lines = manifest.provenance.upstream, []
+    for ref in graph.upstream(manifest.ref):
+        if str(ref) in versions:
+            lines.append(f"- [{inline(ref)}]({_page(graph, ref)}) {versions[str(ref)][:8]}")
+    shown = lines
+    while sum(map(len, shown)) > _MAX_LINKS:
+        shown = shown[:-1]
+    if more := len(lines) - len(shown):
+        shown = [*shown, f"- and {more} more: see Lineage"]
+    return {"made_from": dg.MetadataValue.md("\n".join(shown))} if shown else {}
 
 
 def number_links(graph: Graph, where: str) -> dict[str, Any]:
