@@ -100,6 +100,10 @@ class Browser:
 
         self.until(clicked, f"{xpath} can be clicked", seconds)
 
+    def press(self, key: str) -> None:
+        """Press a key where the cursor is."""
+        self.driver.switch_to.active_element.send_keys(key)
+
     def says(self, text: str, seconds: float = 60) -> None:
         """Wait until the page shows ``text``."""
         self.until(lambda: text in self.text(), f"the page says {text!r}", seconds)

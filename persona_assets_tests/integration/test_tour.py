@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.common.keys import Keys
 
 from persona_assets.store import Ref
 from persona_assets_tests.integration.browser import CHROMEDRIVER, CHROMIUM, Browser
@@ -87,8 +88,9 @@ def materialize_a_cell(browser: Browser, home: Project) -> None:
     browser.click(button("Confirm"))
     browser.click("//*[.='Select a partition or create one']")
     browser.see("//input[@placeholder='Filter partitions']").send_keys(TRAINED)
-    browser.click(f"//li[contains(., {TRAINED!r})]")
-    browser.click("//*[normalize-space(.)='Partition selection']")  # out of the list
+    browser.says("Select all (1)")
+    browser.click(f"//li/*[contains(., {TRAINED!r})]")
+    browser.press(Keys.ESCAPE)  # out of the list
     browser.says("1 partition")
     browser.shot("2-partition")
     browser.click(button("Launch 1 run"))
