@@ -9,8 +9,9 @@ its conditions count a check that could not be verified as failed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster import DagsterRunStatus as Status
@@ -26,6 +27,11 @@ from persona_assets.runner import WORKER_TAG, Unit
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import (
+        UnresolvedAssetJobDefinition,
+    )
+
 #: Run tag: what an automatic run is to make.
 MAKES = "persona_assets/makes"
 #: Run tag: the hash of what that was to be made from when the run was asked for.
@@ -37,8 +43,11 @@ _UNFINISHED = [s for s in Status if s not in (Status.SUCCESS, Status.FAILURE, St
 Decision = dg.RunRequest | str
 
 
-def study_sensors(study: Study, jobs: Mapping[str, dg.ExecutableDefinition]) -> list:
+def study_sensors(
+    study: Study, jobs: Mapping[str, UnresolvedAssetJobDefinition]
+) -> list[dg.SensorDefinition]:
     """The sensors of a study's code location; ``jobs`` are its jobs by name."""
+    loaded = Graph(study)
 
     @dg.sensor(
         jobs=[jobs["contrasts"], jobs["aggregates"]],
@@ -49,7 +58,7 @@ def study_sensors(study: Study, jobs: Mapping[str, dg.ExecutableDefinition]) -> 
         "something that it is made from has changed. Rests while `persona-assets run` is at work.",
     )
     def make_aggregates(context: dg.SensorEvaluationContext):
-        graph, store = _now(study)
+        graph, store = _now(loaded)
         if is_running(store):
             return dg.SkipReason(
                 f"a `persona-assets run` of study {study.name} is at work, and makes them itself"
@@ -72,15 +81,14 @@ def study_sensors(study: Study, jobs: Mapping[str, dg.ExecutableDefinition]) -> 
         "incomplete: makes it again whenever what is there differs from what it says.",
     )
     def keep_so_far(context: dg.SensorEvaluationContext):
-        graph, store = _now(study)
-        freshness = Freshness(graph, store)
-        page, shown = so_far(freshness), freshness.manifest(SO_FAR)
-        if page.is_empty:
+        graph, store = _now(loaded)
+        look = Look(context.instance, Freshness(graph, store))
+        page, shown = so_far(look.freshness), look.freshness.manifest(SO_FAR)
+        if shown is None and page.is_empty:
             return dg.SkipReason(f"nothing of study {study.name} has been evaluated yet")
         if shown is not None and shown.provenance.inputs == page.inputs:
             return dg.SkipReason("the page says what is there")
         unit, version = Unit(SO_FAR.asset, None, (SO_FAR,)), sha256_json(page.inputs)
-        look = Look(context.instance, freshness)
         return _result([look.ask(unit, [SO_FAR], lambda runs: version)])
 
     return [make_aggregates, keep_so_far]
@@ -90,21 +98,22 @@ class GridChanged(RuntimeError):
     """The study file has other partitions than when the code location was loaded."""
 
 
-def _now(loaded: Study) -> tuple[Graph, Store]:
+def _now(loaded: Graph) -> tuple[Graph, Store]:
     """The graph of the study file as it is now, as runs will read it, and the store.
 
     Raises:
         StudyError: the study file cannot be used.
         GridChanged: its partitions are not those that Dagster knows.
     """
-    graph = Graph(load_study(environment.study_file(loaded.name)))
-    now, then = ({a.name: a.keys for a in g.assets.values()} for g in (graph, Graph(loaded)))
-    if changed := [name for name in now | then if now.get(name, ()) != then.get(name, ())]:
+    name = loaded.study.name
+    graph = Graph(load_study(environment.study_file(name)))
+    now, then = ({a.name: a.keys for a in g.assets.values()} for g in (graph, loaded))
+    if changed := [asset for asset in now | then if now.get(asset, ()) != then.get(asset, ())]:
         raise GridChanged(
-            f"study {loaded.name} has other partitions of {', '.join(changed)} than when this code "
+            f"study {name} has other partitions of {', '.join(changed)} than when this code "
             "location was loaded. Reload it (Deployment, Code locations)."
         )
-    return graph, Store(environment.store_dir(), loaded.name)
+    return graph, Store(environment.store_dir(), name)
 
 
 def _result(decisions: Sequence[Decision]) -> list[dg.RunRequest] | dg.SkipReason:
@@ -114,7 +123,10 @@ def _result(decisions: Sequence[Decision]) -> list[dg.RunRequest] | dg.SkipReaso
 
 @dataclass
 class Look:
-    """What there is at one tick: the store, and the runs of the instance."""
+    """What there is at one tick: the runs of the instance, and then the store.
+
+    In that order: what a run lands and ends with in between is seen.
+    """
 
     instance: dg.DagsterInstance
     freshness: Freshness
@@ -123,7 +135,7 @@ class Look:
         self.study = self.freshness.graph.study
         self.being_made = dict(self._being_made())
 
-    def _being_made(self):
+    def _being_made(self) -> Iterator[tuple[Ref, str]]:
         """The partitions that unfinished runs are to make, with the run's id.
 
         An unfinished run of ``persona-assets run`` while none is at work is lost: it makes nothing.
@@ -175,7 +187,7 @@ class Look:
             return f"{unit} is being made by run {', '.join(busy)}"
         tags = {"study": self.study.name, MAKES: str(unit)}
         runs = self.instance.get_runs(dg.RunsFilter(tags=tags), limit=2)
-        same = [run for run in runs if run.tags[MADE_FROM] == made_from(_family(run))]
+        same = [run for run in runs if run.tags.get(MADE_FROM) == made_from(_family(run))]
         latest = runs[0] if runs else None
         if latest and latest.is_complete_and_waiting_to_retry:
             return f"{unit} is about to be tried again: the worker of run {latest.run_id} died"
@@ -203,6 +215,6 @@ class Look:
         return manifest and manifest.provenance.run_id
 
 
-def _family(run: dg.DagsterRun) -> set[str | None]:
+def _family(run: dg.DagsterRun) -> set[str]:
     """A run's id and those of the runs that it is a retry of."""
-    return {run.run_id, run.root_run_id, run.parent_run_id} - {None}
+    return {i for i in (run.run_id, run.parent_run_id, run.root_run_id) if i is not None}

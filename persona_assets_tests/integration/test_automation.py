@@ -42,7 +42,7 @@ def test_a_backfill_of_carried_over_cells_and_all_that_follows(own_project, webs
 
     run_id, status = launch(webserver, "carry_over_backfill", None)
     assert status == "SUCCESS"
-    wait_for(project, lambda: all(store.manifest(ref) for ref in (SO_FAR, *lost)), 120)
+    wait_for(project, lambda: all(store.manifest(ref) for ref in (SO_FAR, *lost)), 180)
     page = store.path(SO_FAR, "so_far.html").read_text("utf-8")
     assert "INCOMPLETE" in page
     assert f"<code>{whole}</code>" in page
@@ -71,10 +71,10 @@ def test_a_backfill_of_carried_over_cells_and_all_that_follows(own_project, webs
     assert f"/runs/b/{backfill['id']}" in metadata["backfill"]
 
     # The rest comes by itself: the contrast, the report, and the page that says so.
-    wait_for(project, lambda: store.manifest(Ref("report")), 120)
+    wait_for(project, lambda: store.manifest(Ref("report")), 180)
     assert store.landed(CONTRAST).data_version == before[CONTRAST].data_version
     assert store.landed(Ref("report")).provenance.run_id != before[Ref("report")].provenance.run_id
-    wait_for(project, lambda: store.landed(SO_FAR).summary["complete"], 120)
+    wait_for(project, lambda: store.landed(SO_FAR).summary["complete"], 180)
     version = store.landed(Ref("report")).version
     assert f"../../report/{version}/report.html" in store.path(SO_FAR, "so_far.html").read_text()
     assert set(project.states().values()) == {"fresh"}
