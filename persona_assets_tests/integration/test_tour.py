@@ -78,7 +78,7 @@ def test_from_an_empty_home_to_a_number_of_the_report(browser, home):
 def materialize_a_cell(browser: Browser, home: Project) -> None:
     """From the catalog by the asset to its job, one partition of it; waits until it succeeds."""
     browser.click(navigation("Catalog"))
-    browser.see(asset("cell_outcomes"))
+    browser.says("Never materialized")
     browser.shot("1-catalog")
     browser.click(asset("checkpoint"))
     browser.says("One cell's LoRA adapter")
@@ -181,20 +181,22 @@ def read_the_report(browser: Browser, home: Project) -> None:
     browser.click(asset("report"))
     browser.says(made.provenance.run_id[:8])
     browser.click(metadata("report"))
-    browser.says(home.study.title)
+    browser.see(f"{DIALOG}//*[.='Provenance']")
     browser.shot("10-report-in-dagster")
     browser.open(home.store.path(Ref("report"), "report.html").as_uri())
+    browser.says(home.study.title)
+    browser.shot("11-report")
     browser.click(f"//a[@href='#n-{NUMBER}']")
     row = f"//*[@id='n-{NUMBER}']"
     assert NUMBER in browser.see(row).text
-    browser.shot("11-ledger")
+    browser.shot("12-ledger")
     browser.click(f"{row}//a[.='cells']")
     cells = browser.url.rpartition("#")[2]
     browser.click(f"//*[@id='{cells}']//a[.='{CARRIED[1]}']")
     outcomes = home.store.landed(Ref("cell_outcomes", CARRIED[1]))
     browser.says(outcomes.data_version)
     assert browser.url == page("cell_outcomes", CARRIED[1])
-    browser.shot("12-cell")
+    browser.shot("13-cell")
 
 
 DIALOG = "//*[contains(@class, 'dialog')]"
@@ -238,6 +240,6 @@ def finished(browser: Browser) -> None:
 
 
 def shown(browser: Browser) -> None:
-    """Wait until the picture in the dialog is drawn."""
-    picture = browser.see(f"{DIALOG}//img")
+    """Wait until the picture in the dialog, which fades in, is drawn."""
+    picture = browser.see("//*[contains(@class, 'overlay-enter-done')]//img")
     browser.until(lambda: picture.get_property("naturalWidth") > 0, "the picture is drawn")
