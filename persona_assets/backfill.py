@@ -19,7 +19,7 @@ from dagster._core.utils import make_new_backfill_id
 from dagster._time import get_current_timestamp
 
 from persona_assets.asset_table import JOBS
-from persona_assets.assets.base import ONLY_STALE, partitions_definition
+from persona_assets.assets.base import partitions_definition
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.naming import listed
@@ -136,7 +136,7 @@ def _request(context: dg.OpExecutionContext, graph: Graph, cells: list[str]) -> 
         PartitionBackfill.from_asset_graph_subset(
             backfill_id=backfill_id,
             backfill_timestamp=get_current_timestamp(),
-            tags={"study": study, "job": NAME, ONLY_STALE: "true"},
+            tags={"study": study, "job": NAME},
             dynamic_partitions_store=context.instance,
             asset_graph_subset=AssetGraphSubset(partitions_subsets_by_asset_key=subsets),
             title=f"{len(cells)} carried-over cells of {study}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def main() -> None:
 @click.option(
     "--workers",
     type=click.IntRange(1, 64),
-    default=lambda: min(_processors(), 8),
+    default=lambda: min(environment.processors(), 8),
     show_default="one a processor, at most 8",
     help="Resident worker processes.",
 )
@@ -184,14 +183,6 @@ def _explain(graph, freshness, what: str) -> None:
         click.echo(f"{ref!s:<{width}}  {freshness.state(ref)}")
         for reason in freshness.reasons(ref):
             click.echo(f"    {reason}")
-
-
-def _processors() -> int:
-    """The processors that this process may use, which may be fewer than the machine has."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 def _mark(graph, freshness, ref: Ref) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 _PROJECT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +24,9 @@ TOKENIZER_DIR = "PERSONA_ASSETS_TOKENIZER_DIR"
 
 #: A local folder with the result tables of earlier experiments.
 PRIOR_DIR = "PERSONA_ASSETS_PRIOR_DIR"
+
+#: Where links into Dagster's web interface lead, for readers on another machine.
+UI = "PERSONA_ASSETS_UI"
 
 #: The files that stand for a split in :data:`ARC_DIR`, train first.
 ARC_FILES = ("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl")
@@ -86,3 +90,24 @@ def local_folder(variable: str) -> Path | None:
     if not path.is_dir():
         raise FolderMissing(f"{variable} names {path}, which is no folder. Mend or unset it.")
     return path
+
+
+def partition_page(study: str, asset: str, key: str | None = None, base: str | None = None) -> str:
+    """The address of a partition's page in Dagster's web interface.
+
+    Args:
+        base: Where the interface is; what PERSONA_ASSETS_UI says by default, else where `make ui`
+            starts it. Empty for a link from one of its own pages.
+    """
+    if base is None:
+        base = os.environ.get(UI) or "http://127.0.0.1:3000"
+    page = f"{base.rstrip('/')}/assets/{study}/{asset}"
+    return page if key is None else f"{page}?view=partitions&partition={quote(key)}"
+
+
+def processors() -> int:
+    """The processors that this process may use, which may be fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1

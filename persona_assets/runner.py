@@ -374,8 +374,6 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
     """One Dagster run over those of the unit's partitions that are not up to date."""
     import dagster as dg
 
-    from persona_assets.assets.base import ONLY_STALE
-
     freshness = Freshness(graph, store)
     assets = [ref.asset for ref in unit.refs if freshness.state(ref) != "fresh"]
     if not assets:
@@ -387,7 +385,7 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         asset_selection=[dg.AssetKey([graph.study.name, asset]) for asset in assets],
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags={WORKER_TAG: str(os.getpid()), ONLY_STALE: "true"},
+        tags={WORKER_TAG: str(os.getpid())},
     )
     seconds = time.perf_counter() - started
     if result.success:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import polars as pl
 
 from persona_assets.assets.base import Made, Task
-from persona_assets.assets.metadata import table_preview
+from persona_assets.assets.metadata import number_links, table_preview
+from persona_assets.assets.plots import intervals_plot
 from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.questions.bank import from_frame
 from persona_assets.stats.comparability import comparable_audit, planned_facts, with_engines
@@ -36,8 +37,16 @@ def contrast_estimate(task: Task) -> Made:
     return Made(
         audits=[comparable_audit(task.study, contrast, facts)],
         summary={"cells": len(cells), "resamples": task.study.inference.resamples},
-        metadata=table_preview(frame.select("scope", "scheme", "estimate", "ci_low", "ci_high")),
+        metadata=intervals_plot(frame)
+        | table_preview(frame.select("scope", "scheme", "estimate", "ci_low", "ci_high"))
+        | number_links(task.graph, f"starts_with(number_id, '{_common_prefix(frame)}')"),
     )
+
+
+def _common_prefix(estimates: pl.DataFrame) -> str:
+    """What the ids of one contrast's numbers begin with: all but scope and scheme."""
+    (prefix,) = estimates["number_id"].str.replace("[^/]+/[^/]+$", "").unique()
+    return prefix
 
 
 def multiplicity(task: Task) -> Made:

@@ -1,6 +1,7 @@
 """From a row of the graph table and a function that makes a partition to a Dagster asset."""
 
 import importlib.metadata
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,18 +10,22 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from persona_assets.asset_table import Asset
+from persona_assets.assets.metadata import definition_metadata, lineage_links, table_metadata
 from persona_assets.audit import Audit
 from persona_assets.checks import check_results, check_specs
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.pools import pool_of
 from persona_assets.release import release_read
 from persona_assets.store import Manifest, Provenance, Ref, Store
 from persona_assets.study import Cell, Study
+from persona_assets.unavailable import Unavailable
 
-#: Run tag: partitions that are up to date are kept, not made again.
-ONLY_STALE = "persona_assets/only_stale"
+#: Seconds before each further try where a service was unavailable, less a random quarter.
+RETRY_WAITS = (15.0, 60.0, 240.0)
 
 #: Packages whose versions can change results; recorded with every partition.
 _SOFTWARE = ("persona_assets", "torch", "transformers", "tokenizers", "peft", "polars", "numpy")
@@ -115,6 +120,17 @@ class UpstreamNotReady(dg.Failure):
         )
 
 
+class HowToMake(dg.Config):
+    """The run config of every asset, as the launchpad shows it."""
+
+    force: bool = Field(
+        default=False,
+        description="Make the partition again although it has landed and is up to date. By default "
+        "it is then kept, at no cost, and its checks and metadata are reported as they were. What "
+        "is missing, stale, damaged or failed a blocking check is made in either case.",
+    )
+
+
 Maker = Callable[[Task], Made]
 
 
@@ -140,12 +156,19 @@ def build_asset(graph: Graph, asset: Asset, make: Maker, store_root: Path) -> dg
         code_version=asset.code_version,
         kinds=set(asset.kinds),
         owners=["team:persona-assets"],
+        metadata=definition_metadata(make),
         check_specs=check_specs(asset.name, key, partitions),
+        tags=_tags(study, asset),
+        pool=pool_of(asset.name, study),
         op_tags={"study": study.name},
     )
-    def compute(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    def compute(context: dg.AssetExecutionContext, config: HowToMake) -> dg.MaterializeResult:
         ref = Ref(asset.name, context.partition_key if partitions else None)
-        return _materialize(graph, Store(store_root, study.name), ref, make, context)
+        store = Store(store_root, study.name)
+        try:
+            return _materialize(graph, store, ref, make, context, config)
+        except Unavailable as error:  # nothing else: a retry policy would try bad input again, too
+            raise _try_again(error, context.retry_number) from error
 
     return compute
 
@@ -172,16 +195,42 @@ def _dependency(graph: Graph, asset: Asset, upstream: str) -> dg.AssetDep:
     return dg.AssetDep(key, partition_mapping=dg.StaticPartitionMapping(mapping))
 
 
+def _tags(study: Study, asset: Asset) -> dict[str, str]:
+    """What assets are searched by: the study, and what a partition is of."""
+    grids = {
+        None: "none",
+        tuple(cell.key for cell in study.cells): "cell",
+        tuple(cell.key for cell in study.cells_of("carry_over")): "carry_over_cell",
+        study.conditions: "condition",
+        tuple(contrast.key for contrast in study.contrast_list): "contrast",
+    }
+    return {"study": study.name, "partitioned_by": grids.get(asset.keys, "arm")}
+
+
+def _try_again(error: Unavailable, tries: int) -> dg.RetryRequested:
+    """The request to try again in a while; after the last of them the failure stands."""
+    wait = RETRY_WAITS[tries] * random.uniform(0.75, 1) if tries < len(RETRY_WAITS) else None
+    return dg.RetryRequested(max_retries=len(RETRY_WAITS), seconds_to_wait=wait)
+
+
 def _materialize(
-    graph: Graph, store: Store, ref: Ref, make: Maker, context: dg.AssetExecutionContext
+    graph: Graph,
+    store: Store,
+    ref: Ref,
+    make: Maker,
+    context: dg.AssetExecutionContext,
+    config: HowToMake,
 ) -> dg.MaterializeResult:
     freshness = Freshness(graph, store)
     if blockers := freshness.blockers(ref):
         raise UpstreamNotReady(ref, blockers)
-    if ONLY_STALE in context.run.tags and freshness.state(ref) == "fresh":
+    if not config.force and freshness.state(ref) == "fresh":
         manifest = store.landed(ref)
-        context.log.info(f"{freshness.why(ref)}: kept as run {manifest.provenance.run_id} made it")
-        return _result(store, manifest, {})
+        context.log.info(
+            f"{freshness.why(ref)}: kept as run {manifest.provenance.run_id} made it; the run "
+            "config `force: true` makes it again"
+        )
+        return _result(graph, store, manifest, _shown_before(context, manifest))
     provenance = Provenance(
         run_id=context.run_id,
         inputs=freshness.inputs(ref),
@@ -202,18 +251,36 @@ def _materialize(
         )
     for released in release_read(graph, store, ref):
         context.log.info(f"the files of {released} were removed, as the study says")
-    return _result(store, manifest, made.metadata)
+    return _result(graph, store, manifest, made.metadata)
 
 
-def _result(store: Store, manifest: Manifest, metadata: dict[str, Any]) -> dg.MaterializeResult:
+def _shown_before(context: dg.AssetExecutionContext, manifest: Manifest) -> dict[str, Any]:
+    """What the run that made a partition had to show of it: previews and plots are not stored."""
+    key = manifest.ref.key
+    wanted = dg.AssetRecordsFilter(context.asset_key, asset_partitions=[key] if key else None)
+    for record in context.instance.fetch_materializations(wanted, limit=1).records:
+        shown = record.asset_materialization.metadata
+        if shown.get("data_version") == dg.MetadataValue.text(manifest.data_version):
+            return dict(shown)
+    return {}
+
+
+def _result(
+    graph: Graph, store: Store, manifest: Manifest, metadata: dict[str, Any]
+) -> dg.MaterializeResult:
+    folder = store.folder(manifest.ref) / manifest.version
     return dg.MaterializeResult(
         metadata={
+            **metadata,
             **manifest.summary,
-            "path": dg.MetadataValue.path(str(store.folder(manifest.ref) / manifest.version)),
+            **table_metadata(graph, manifest, folder),
+            **lineage_links(graph, manifest),
+            "path": dg.MetadataValue.path(str(folder)),
             "data_version": manifest.data_version,
             "inputs_hash": manifest.provenance.inputs_hash,
             "study_hash": manifest.provenance.study_hash,
-            **metadata,
+            "made_by": dg.MetadataValue.dagster_run(manifest.provenance.run_id),
+            "landed_at": manifest.landed_at,
         },
         check_results=check_results(manifest.ref.asset, manifest.audits),
         data_version=dg.DataVersion(manifest.data_version),

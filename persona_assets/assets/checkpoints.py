@@ -11,6 +11,7 @@ from persona_assets import environment
 from persona_assets.assets.base import Made, Task
 from persona_assets.assets.evaluation import resident_base
 from persona_assets.assets.metadata import inline_plot
+from persona_assets.assets.plots import sparkline
 from persona_assets.audit import Audit, audit
 from persona_assets.questions.bank import from_frame
 from persona_assets.residency import device, resident_tokenizer
@@ -124,4 +125,4 @@ def _loss_fell(losses: Sequence[float]) -> Audit:
 def _curve(losses: Sequence[float]) -> dict:
     from persona_assets.reporting.figures import loss_curve
 
-    return {"loss_curve": inline_plot(loss_curve(losses))}
+    return {"loss": sparkline(losses), "loss_curve": inline_plot(loss_curve(losses))}

@@ -12,7 +12,8 @@ import polars as pl
 
 from persona_assets import environment
 from persona_assets.assets.base import Made, Task
-from persona_assets.assets.metadata import table_preview
+from persona_assets.assets.metadata import number_links, table_preview
+from persona_assets.assets.plots import accuracy_bars, letters_bars
 from persona_assets.audit import Audit, audit
 from persona_assets.evaluation.diagnostics import (
     adapter_effect_audit,
@@ -28,6 +29,7 @@ from persona_assets.evaluation.drift import (
     read_prior_table,
 )
 from persona_assets.evaluation.outcomes import (
+    BASELINE,
     coverage_audit,
     outcome_table,
     outcomes_data_version,
@@ -75,7 +77,7 @@ def cell_diagnostics(task: Task) -> Made:
             letter_collapse_audit(outcomes, baseline),
             *_drift(task, outcomes),
         ],
-        metadata=table_preview(letters),
+        metadata=letters_bars(outcomes, baseline) | table_preview(letters),
     )
 
 
@@ -255,8 +257,10 @@ def _land(
         ],
         summary={"rows": frame.height, "engine": fingerprint}
         | {f"accuracy_{scaffold}": round(value, 4) for scaffold, value in accuracy},
-        metadata=table_preview(
+        metadata=accuracy_bars(frame)
+        | table_preview(
             frame.select("persona", "scaffold", "question_id", "predicted_letter", "rationale")
-        ),
+        )
+        | number_links(task.graph, f"list_contains(cells, '{task.ref.key or BASELINE}')"),
         data_version=outcomes_data_version(frame),
     )

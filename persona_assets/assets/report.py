@@ -11,7 +11,7 @@ import dagster as dg
 import polars as pl
 
 from persona_assets.assets.base import Made, Task
-from persona_assets.assets.metadata import inline_plot, table_preview
+from persona_assets.assets.metadata import inline_plot, schema_metadata, table_preview
 from persona_assets.audit import audit
 from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.reporting.markdown import data_uri
@@ -69,7 +69,24 @@ def warehouse(task: Task) -> Made:
     return Made(
         audits=warehouse_audits(path, task.study),
         summary={f"rows_{table}": rows for table, rows in counts.items()},
+        metadata=schema_metadata(task.graph, task.ref, _schemas(path)),
     )
+
+
+def _schemas(warehouse: Path) -> dict[str, dict[str, str]]:
+    """Table → column → type of a database."""
+    import duckdb
+
+    schemas: dict[str, dict[str, str]] = {}
+    with duckdb.connect(str(warehouse), read_only=True) as db:
+        found = db.execute(
+            "SELECT table_name, column_name, data_type FROM duckdb_columns() "
+            "WHERE table_name IN (SELECT table_name FROM duckdb_tables()) ORDER BY table_oid, "
+            "column_index"
+        ).fetchall()
+    for table, column, kind in found:
+        schemas.setdefault(table, {})[column] = kind
+    return schemas
 
 
 def _build(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import httpx2
 
 from persona_assets.rationales.chat_prompts import is_completion
+from persona_assets.unavailable import Unavailable
 
 if TYPE_CHECKING:
     from persona_assets.study_schema import ChatApiRationales
@@ -37,6 +38,10 @@ class ChatApiError(RuntimeError):
     def __init__(self, message: str, wait_seconds: float | None = None, loss: Loss | None = None):
         super().__init__(message)
         self.wait_seconds, self.loss = wait_seconds, loss
+
+
+class ChatApiUnavailable(ChatApiError, Unavailable):
+    """Asking again may help, and the endpoint charges for nothing that it did not deliver."""
 
 
 def back_off(attempt: int) -> float:
@@ -144,7 +149,8 @@ class ChatClient:
     ) -> ChatApiError:
         asked = f"{self._settings.base_url} (model {self._settings.model})"
         kept = "What was paid for is kept: run again to go on."
-        return ChatApiError(f"{asked} {what} {remedy} {kept}", wait, loss)
+        kind = ChatApiError if wait is None or loss else ChatApiUnavailable
+        return kind(f"{asked} {what} {remedy} {kept}", wait, loss)
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):

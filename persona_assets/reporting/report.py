@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import jinja2
 
+from persona_assets import environment
 from persona_assets.evaluation.outcomes import BASELINE
 from persona_assets.naming import listed
 from persona_assets.questions.bank import Question, user_message
@@ -88,9 +88,6 @@ SECTIONS = {
     "provenance": "Provenance",
     "ledger": "Ledger",
 }
-
-#: Where the web interface shows a partition, on the machine that runs it.
-PARTITION_PAGE = "http://127.0.0.1:3000/assets/{study}/{asset}"
 
 #: The exploratory estimates by kind, and what they are.
 _EXPLORATORY = {
@@ -302,9 +299,9 @@ def _design(study: Study) -> list[dict[str, Any]]:
 
 def partition_page(study: Study, cell: str) -> str:
     """The address of an evaluation's page in the web interface."""
-    asset = "baseline_outcomes" if cell == BASELINE else "cell_outcomes"
-    page = PARTITION_PAGE.format(study=study.name, asset=asset)
-    return page if cell == BASELINE else f"{page}?partition={quote(cell)}"
+    if cell == BASELINE:
+        return environment.partition_page(study.name, "baseline_outcomes")
+    return environment.partition_page(study.name, "cell_outcomes", cell)
 
 
 def _cells(db: duckdb.DuckDBPyConnection, study: Study) -> list[dict[str, Any]]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from typing import Any
 
 import dagster as dg
 import pytest
 
 from persona_assets import environment
+from persona_assets.assets import base
 from persona_assets.definitions import study_definitions
 from persona_assets.questions.bank import from_frame, wrong_letter
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, parse_study
-from persona_assets_tests.chat_server import ChatServer, Step, chat_server, completion
+from persona_assets_tests.chat_server import ChatServer, Step, chat_server, completion, failure
 
 TRAIN = 30
 _ASKED = re.compile(r'concludes that choice \((?P<letter>[A-E])\), "(?P<choice>.*)", is the answer')
@@ -65,18 +68,24 @@ def arc(tmp_path_factory):
     return folder
 
 
-def chat_study(text: str, server: ChatServer, budget: float) -> Study:
+def chat_study(text: str, server: ChatServer, budget: float, **more: Any) -> Study:
     settings = _SETTINGS.format(url=server.url, budget=budget)
+    settings += "".join(f"  {name}: {value}\n" for name, value in more.items())
     return parse_study(text.replace("\nrationales: {writer: template}\n", settings))
 
 
-def make(study: Study, instance, job: str, key: str | None, *assets: str):
+def make(study: Study, instance, job: str, key: str | None, *assets: str, force: bool = False):
     selection = [dg.AssetKey([study.name, asset]) for asset in assets]
+    config = {f"{study.name}__{asset}": {"config": {"force": force}} for asset in assets}
     return (
         study_definitions(study)
         .resolve_job_def(job)
         .execute_in_process(
-            instance=instance, partition_key=key, asset_selection=selection, raise_on_error=False
+            instance=instance,
+            partition_key=key,
+            asset_selection=selection,
+            raise_on_error=False,
+            run_config={"ops": config},
         )
     )
 
@@ -116,7 +125,7 @@ def test_conditions_are_written_paid_for_once_and_accounted_for(
         }
 
         # The same again, by another run, and the condition that is matched to it: nothing is paid.
-        assert make(study, instance, "rationales", generic.key, "rationales").success
+        assert make(study, instance, "rationales", generic.key, "rationales", force=True).success
         assert store.landed(generic).data_version == first.data_version
         assert store.landed(generic).summary["paid"] == 0
         assert make(study, instance, "rationales", garbage, "rationales").success
@@ -133,3 +142,42 @@ def test_conditions_are_written_paid_for_once_and_accounted_for(
     assert dict(rows.select("question_id", "target_letter").rows()) == {
         q: wrong_letter(bank[q], study.seed) for q in rows["question_id"]
     }
+
+
+def test_an_overloaded_service_is_tried_again_and_a_refused_key_is_not(
+    study_texts, arc, tokenizer_dir, tmp_path, monkeypatch
+):
+    """By the asset, after the writer's own attempts; what was paid for meanwhile is kept."""
+    monkeypatch.setenv(environment.DATA, str(tmp_path))
+    monkeypatch.setenv(environment.ARC_DIR, str(arc))
+    monkeypatch.setenv(environment.TOKENIZER_DIR, str(tokenizer_dir))
+    monkeypatch.setattr(base, "RETRY_WAITS", (0.1, 0.2))
+    store = Store(tmp_path / "store", "length_matched")
+    generic = Ref("rationales", "librarian.generic_cot")
+    status = 401
+
+    def overloaded(arrival) -> Step:
+        if arrival.attempt <= 2 and arrival.question.startswith("Question 9:"):
+            return failure(status)
+        return reply(replace(arrival, attempt=2))  # whose own first failure is another test's
+
+    with dg.DagsterInstance.ephemeral() as instance, chat_server(overloaded) as server:
+        study = chat_study(study_texts["length_matched"], server, 1, max_attempts=1, concurrency=1)
+        assert make(study, instance, "inputs", None, "tokenizer", "question_bank").success
+        refused = make(study, instance, "rationales", generic.key, "rationales")
+        assert not refused.success
+        assert ups_for_retry(refused) == 0
+        assert [a.question[:11] for a in server.arrivals].count("Question 9:") == 1
+
+        status = 503
+        done = make(study, instance, "rationales", generic.key, "rationales")
+        assert done.success
+        assert ups_for_retry(done) == 1
+        assert [a.question[:11] for a in server.arrivals].count("Question 9:") == 3
+    assert set(server.paid.values()) == {1}
+    assert store.landed(generic).provenance.run_id == done.run_id
+    assert store.landed(generic).summary["rows"] == TRAIN
+
+
+def ups_for_retry(done) -> int:
+    return sum(event.is_step_up_for_retry for event in done.all_events)

@@ -69,14 +69,15 @@ class Bench:
             point_client_at(endpoint, self.patch)
             yield requests
 
-    def make(self) -> dg.ExecuteInProcessResult:
+    def make(self, force: bool = False) -> dg.ExecuteInProcessResult:
         """The ``inputs`` job, ``question_bank`` alone."""
+        config = {"ops": {"length_matched__question_bank": {"config": {"force": force}}}}
         with dg.DagsterInstance.ephemeral() as instance:
             return self.definitions.resolve_job_def("inputs").execute_in_process(
                 instance=instance,
                 asset_selection=[dg.AssetKey(["length_matched", "question_bank"])],
                 raise_on_error=False,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                run_config=config | {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )
 
     def failure(self) -> str:
@@ -223,7 +224,7 @@ def test_the_cache_serves_offline(bench, monkeypatch):
     version = bench.store.landed(BANK).data_version
     run_id = bench.store.landed(BANK).provenance.run_id
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert bench.make().success
+    assert bench.make(force=True).success
     again = bench.store.landed(BANK)
     assert again.provenance.run_id != run_id
     assert again.data_version == version

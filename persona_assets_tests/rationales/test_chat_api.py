@@ -18,7 +18,7 @@ from persona_assets.questions.bank import Question
 from persona_assets.rationales import chat_api
 from persona_assets.rationales import replies as replies_module
 from persona_assets.rationales.chat_api import BudgetExceeded, ChatApiWriter
-from persona_assets.rationales.chat_client import ChatApiError
+from persona_assets.rationales.chat_client import ChatApiError, ChatApiUnavailable
 from persona_assets.rationales.replies import Replies, RepliesError
 from persona_assets.rationales.writers import RationaleRequest, WrittenRationale
 from persona_assets.study_schema import ChatApiRationales
@@ -313,8 +313,26 @@ def test_failure_for_good_names_endpoint_answer_and_remedy(replies: Replies, ste
             writer.write(requests(5))
         assert str(raised.value).startswith(f"{server.url} (model some-model) ")
         assert "run again to go on" in str(raised.value)
+        assert not isinstance(raised.value, ChatApiUnavailable)
         assert len(server.arrivals) == 1
     assert replies.spent_usd("mini") == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "unavailable"),
+    [
+        (failure(429), True),
+        (failure(503), True),
+        (Step(body="upstream timeout"), True),
+        (Step(drop=True), False),  # it hung up, and may charge
+    ],
+)
+def test_only_what_costs_nothing_may_be_tried_again_later(replies: Replies, step, unavailable):
+    with chat_server(lambda _: step) as server:
+        writer = ChatApiWriter(settings(server.url, max_attempts=1), replies, "mini")
+        with pytest.raises(ChatApiError) as raised:
+            writer.write(requests(1))
+    assert isinstance(raised.value, ChatApiUnavailable) == unavailable
 
 
 def test_attempts_come_to_an_end(replies: Replies):

@@ -309,7 +309,7 @@ def test_every_ledger_link_has_a_row_and_every_row_its_cells(landed, page):
     assert {f"n-{number_id}" for number_id in printed} == {i for i in ids if i.startswith("n-")}
     pages = {v for _, name, v in page.attributes if name == "href" and "partition=" in v}
     assert pages == {
-        f"http://127.0.0.1:3000/assets/mini/cell_outcomes?partition={cell.key}"
+        f"http://127.0.0.1:3000/assets/mini/cell_outcomes?view=partitions&partition={cell.key}"
         for cell in landed.study.cells
     }
 

@@ -1,0 +1,62 @@
+"""Dagster's local run launcher, with an answer to whether a run's process is still there.
+
+The stock one leaves that question open, so that run monitoring never ends a run whose code server
+was killed along with it, nor one of ``persona-assets run`` that was: such runs stay "started" for
+ever, and the queue takes their pools for full. ``dagster.yaml`` names this class.
+"""
+
+from __future__ import annotations
+
+import os
+
+from dagster import DagsterRun
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import deserialize_value
+
+from persona_assets.runner import WORKER_TAG
+
+_PATIENCE_SECONDS = 10
+
+
+class LocalRunLauncher(DefaultRunLauncher):
+    """Launches runs in the code server's processes, and tells lost ones from running ones."""
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Yes."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether the process that makes ``run`` is still there."""
+        if pid := run.tags.get(WORKER_TAG):
+            running, who = _is_alive(int(pid)), f"worker {pid} of `persona-assets run`"
+        elif GRPC_INFO_TAG in run.tags:
+            running, who = self._is_executing(run), "its process, or the code server's,"
+        else:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "started elsewhere, by hand")
+        status = WorkerStatus.RUNNING if running else WorkerStatus.NOT_FOUND
+        return CheckRunHealthResult(status, f"{who} is {'' if running else 'no longer '}there")
+
+    def _is_executing(self, run: DagsterRun) -> bool:
+        client = self._get_grpc_client_for_termination(run.run_id)
+        if client is None:  # it has ended meanwhile
+            return True
+        request = CanCancelExecutionRequest(run_id=run.run_id)
+        try:
+            answer = client.can_cancel_execution(request, timeout=_PATIENCE_SECONDS)
+        except DagsterUserCodeUnreachableError:
+            return False
+        return deserialize_value(answer, CanCancelExecutionResult).can_cancel
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

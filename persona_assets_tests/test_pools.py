@@ -1,0 +1,83 @@
+"""Pools: which asset is in which, how many runs each allows, and who counts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+from dagster._core.launcher import WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.test_utils import create_run_for_test
+
+from persona_assets import environment
+from persona_assets.launcher import LocalRunLauncher
+from persona_assets.pools import POOLS, open_pools, pool_of
+from persona_assets.runner import WORKER_TAG
+from persona_assets_tests.conftest import PROJECT
+
+
+@pytest.fixture
+def instance(tmp_path, monkeypatch):
+    """A fresh instance of the project's ``dagster.yaml``."""
+    monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
+    monkeypatch.setenv(environment.DAGSTER_STORAGE, str(tmp_path))
+    with dg.DagsterInstance.get() as fresh:
+        yield fresh
+
+
+def test_model_work_is_pooled_by_what_the_model_wants(mini, length_matched):
+    models = {"checkpoint", "baseline_outcomes", "cell_outcomes"}
+    assert {a: pool_of(a, mini) for a in models} == dict.fromkeys(models, "cpu_models")
+    assert {a: pool_of(a, length_matched) for a in models} == dict.fromkeys(models, "gpu")
+    inputs = ("tokenizer", "question_bank", "base_model")
+    assert [pool_of(a, mini) for a in inputs] == [None, None, "cpu_models"]
+    assert [pool_of(a, length_matched) for a in inputs] == ["hub"] * 3
+    for study in (mini, length_matched):
+        assert pool_of("warehouse", study) == pool_of("number_ledger", study) == "warehouse"
+        assert pool_of("training_dataset", study) is pool_of("contrast_estimate", study) is None
+
+
+def test_dagster_knows_each_assets_pool():
+    from persona_assets.definitions import length_matched, mini
+
+    pools = set()
+    for definitions in (mini, length_matched):
+        graph = definitions.get_repository_def().asset_graph
+        for key in graph.get_all_asset_keys():
+            pools |= graph.get(key).pools
+    assert pools == set(POOLS)
+
+
+def test_small_models_get_a_run_a_processor_and_all_else_one_at_a_time(instance):
+    processors = len(os.sched_getaffinity(0))
+    assert open_pools(instance) == {"gpu": 1, "cpu_models": processors, "hub": 1, "warehouse": 1}
+    assert open_pools(instance)["cpu_models"] == processors
+
+
+def test_a_limit_set_by_hand_stays(instance):
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("cpu_models", 7)
+    storage.set_concurrency_slots("gpu", 4)
+    assert open_pools(instance) == {"gpu": 4, "cpu_models": 7, "hub": 1, "warehouse": 1}
+    limits = {pool.name: pool.limit for pool in storage.get_pool_limits()}
+    assert limits == {"gpu": 4, "cpu_models": 7}
+
+
+def status(instance, **tags: str) -> WorkerStatus:
+    run = create_run_for_test(instance, "cell", tags=tags, status=dg.DagsterRunStatus.STARTED)
+    assert isinstance(instance.run_launcher, LocalRunLauncher)
+    return instance.run_launcher.check_run_worker_health(run).status
+
+
+def test_a_run_whose_process_is_gone_is_told_from_one_at_work(instance, tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    nobody = f'{{"host": "localhost", "socket": "{tmp_path / "nobody"}"}}'
+    assert status(instance, **{WORKER_TAG: str(os.getpid())}) == WorkerStatus.RUNNING
+    assert status(instance, **{WORKER_TAG: str(ended.pid)}) == WorkerStatus.NOT_FOUND
+    assert status(instance, **{GRPC_INFO_TAG: nobody}) == WorkerStatus.NOT_FOUND
+    # By hand, with `dagster asset materialize`: not ours to end.
+    assert status(instance) == WorkerStatus.RUNNING
