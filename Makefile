@@ -25,8 +25,7 @@ demo: install
 	$(BIN)/persona-assets run --study mini
 
 ui: install
-	mkdir -p $(PERSONA_ASSETS_DAGSTER)
-	$(BIN)/dagster dev --workspace $(CURDIR)/workspace.yaml --host 127.0.0.1 --port 3000
+	$(BIN)/persona-assets ui
 
 lint: install
 	$(BIN)/ruff check .
