@@ -25,9 +25,7 @@ demo: install
 	$(BIN)/persona-assets run --study mini
 
 ui: install
-	mkdir -p $(PERSONA_ASSETS_DAGSTER)
-	$(BIN)/python -c "import dagster, persona_assets.pools as p; p.open_pools(dagster.DagsterInstance.get())"
-	$(BIN)/dagster dev --workspace $(CURDIR)/workspace.yaml --host 127.0.0.1 --port 3000
+	$(BIN)/persona-assets ui
 
 lint: install
 	$(BIN)/ruff check .

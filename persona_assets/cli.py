@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -155,6 +156,24 @@ def trace(study: str, number_id: str, rows: bool, limit: int, as_json: bool) -> 
         click.echo(tracing.as_text(found, shown))
     if not all(found.reproduced.values()):
         sys.exit(1)
+
+
+@main.command()
+@click.option("--port", default=3000, show_default=True, help="On the loopback interface.")
+def ui(port: int) -> None:
+    """Dagster's web interface and daemon for the studies of workspace.yaml."""
+    from dagster import DagsterInstance
+
+    from persona_assets.pools import open_pools
+
+    with DagsterInstance.get() as instance:
+        for pool, limit in open_pools(instance).items():
+            click.echo(f"pool {pool:<10} {limit} at once")
+    workspace = Path(os.environ["DAGSTER_HOME"], "workspace.yaml")
+    place = ("--workspace", str(workspace), "--host", "127.0.0.1", "--port", str(port))
+    command = (sys.executable, "-m", "dagster", "dev", *place)
+    sys.stdout.flush()
+    os.execv(command[0], command)
 
 
 def _warehouse(study: str) -> Path:

@@ -62,6 +62,7 @@ _ASKED = ("question_bank.text", "question_bank.choices")
 _PRESCRIBED = ("question_bank.identity", "question_bank.choices", "question_bank.correct_letter")
 _TURN = ("rationales.rationale", "rationales.target_letter")
 _CELLS, _BASE = "cell_outcomes.", "baseline_outcomes."
+_CELL_KEY = ("source", "arm", "seed")
 _ROW = "persona scaffold question_id"
 _INTERVAL = "estimate ci_low ci_high std_error p_value"
 _COMMON_ESTIMATE = "contrast axis hypothesis scope scheme"
@@ -140,7 +141,6 @@ LINEAGE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "lexicon.word lexicon.z lexicon.log_odds lexicon.rank lexicon.count_source "
             "lexicon.count_others",
             "training_dataset.assistant",
-            "training_dataset.source",
             *_ASKED,
         ),
         **{
@@ -198,6 +198,17 @@ _WAREHOUSE = {
     "vocabulary_scores": ("vocabulary_leakage.vocabulary_scores.",),
     "vocabulary": ("vocabulary_leakage.vocabulary.",),
 }
+#: Columns of the warehouse that come from columns of other names.
+_RENAMED = {
+    **_made("training_rows.cell", *(f"training_dataset.{part}" for part in _CELL_KEY)),
+    **{
+        f"question_losses.{name}": (_CELLS + name,)
+        for name in ("cell", *_CELL_KEY, "scaffold", "question_id")
+    },
+    "question_losses.axis": (_CELLS + "is_source",),
+    "question_losses.n_personas": (_CELLS + "persona",),
+    "question_losses.loss": (_CELLS + "is_correct", _BASE + "is_correct"),
+}
 
 
 def sources(asset: str, columns: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -206,9 +217,8 @@ def sources(asset: str, columns: Iterable[str]) -> Iterator[tuple[str, tuple[str
     for column in columns:
         if asset == "warehouse":
             table, _, name = column.partition(".")
-            found = tuple(prefix + name for prefix in _WAREHOUSE.get(table, ()))
-            if column == "training_rows.cell":
-                found = tuple(f"training_dataset.{part}" for part in ("source", "arm", "seed"))
+            same = tuple(prefix + name for prefix in _WAREHOUSE.get(table, ()))
+            found = _RENAMED.get(column, same)
         else:
             found = declared.get(column, ())
         if found:

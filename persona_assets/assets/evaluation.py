@@ -259,7 +259,14 @@ def _land(
         | {f"accuracy_{scaffold}": round(value, 4) for scaffold, value in accuracy},
         metadata=accuracy_bars(frame)
         | table_preview(
-            frame.select("persona", "scaffold", "question_id", "predicted_letter", "rationale")
+            frame.unique("scaffold", keep="first", maintain_order=True).select(
+                "persona",
+                "scaffold",
+                "question_id",
+                "correct_letter",
+                "predicted_letter",
+                "rationale",
+            )
         )
         | number_links(task.graph, f"list_contains(cells, '{task.ref.key or BASELINE}')"),
         data_version=outcomes_data_version(frame),

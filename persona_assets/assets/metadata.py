@@ -62,7 +62,13 @@ def table_metadata(graph: Graph, manifest: Manifest, folder: Path) -> dict[str, 
     tables = {name.removesuffix(".parquet"): folder / name for name in names}
     if not tables:
         return {}
-    schemas = {table: pl.read_parquet_schema(path) for table, path in tables.items()}
+    schemas = {
+        table: {
+            name: (str(kind), describe(table, name))
+            for name, kind in pl.read_parquet_schema(path).items()
+        }
+        for table, path in tables.items()
+    }
     metadata = schema_metadata(graph, manifest.ref, schemas)
     if len(tables) == 1:
         (path,) = tables.values()
@@ -73,17 +79,17 @@ def table_metadata(graph: Graph, manifest: Manifest, folder: Path) -> dict[str, 
 
 
 def schema_metadata(
-    graph: Graph, ref: Ref, schemas: Mapping[str, Mapping[str, Any]]
+    graph: Graph, ref: Ref, schemas: Mapping[str, Mapping[str, tuple[str, str]]]
 ) -> dict[str, Any]:
-    """Column schema and lineage of tables, given as table → column → type.
+    """Column schema and lineage of tables, given as table → column → type and description.
 
     Columns are named ``table.column`` where there are several tables.
     """
     prefixed = len(schemas) > 1
     columns = [
-        dg.TableColumn(f"{table}.{name}" if prefixed else name, str(kind), describe(table, name))
+        dg.TableColumn(f"{table}.{name}" if prefixed else name, kind, description)
         for table, schema in schemas.items()
-        for name, kind in schema.items()
+        for name, (kind, description) in schema.items()
     ]
     study, above = graph.study.name, graph.upstream_assets(ref.asset)
     lineage = {}
@@ -122,7 +128,7 @@ def number_links(graph: Graph, where: str) -> dict[str, Any]:
         where: SQL over the warehouse's table ``numbers``, which lands after this partition.
     """
     study = graph.study.name
-    query = f"SELECT number_id, value FROM numbers WHERE {where}"
+    query = f"SELECT number_id, value FROM numbers WHERE {where} ORDER BY ALL"
     ledger, report = (_page(graph, Ref(asset)) for asset in ("number_ledger", "report"))
     return {
         "numbers": dg.MetadataValue.md(

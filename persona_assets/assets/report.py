@@ -73,19 +73,19 @@ def warehouse(task: Task) -> Made:
     )
 
 
-def _schemas(warehouse: Path) -> dict[str, dict[str, str]]:
-    """Table → column → type of a database."""
+def _schemas(warehouse: Path) -> dict[str, dict[str, tuple[str, str]]]:
+    """Table → column → type and comment of a database."""
     import duckdb
 
-    schemas: dict[str, dict[str, str]] = {}
+    schemas: dict[str, dict[str, tuple[str, str]]] = {}
     with duckdb.connect(str(warehouse), read_only=True) as db:
         found = db.execute(
-            "SELECT table_name, column_name, data_type FROM duckdb_columns() "
-            "WHERE table_name IN (SELECT table_name FROM duckdb_tables()) ORDER BY table_oid, "
-            "column_index"
+            "SELECT table_name, column_name, data_type, comment FROM duckdb_columns() "
+            "WHERE table_name IN (SELECT table_name FROM duckdb_tables()) "
+            "ORDER BY table_name, column_index"
         ).fetchall()
-    for table, column, kind in found:
-        schemas.setdefault(table, {})[column] = kind
+    for table, column, *described in found:
+        schemas.setdefault(table, {})[column] = tuple(described)
     return schemas
 
 

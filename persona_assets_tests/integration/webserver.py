@@ -84,7 +84,9 @@ query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }
 """
 
 
-def launch(webserver: Webserver, job: str, key: str | None, *assets: str) -> tuple[str, str]:
+def launch(
+    webserver: Webserver, job: str, key: str | None, *assets: str, config: dict | None = None
+) -> tuple[str, str]:
     """What the UI's button sends; waits for the run, which goes through the queue."""
     selector = {
         "repositoryLocationName": "tiny",
@@ -96,7 +98,12 @@ def launch(webserver: Webserver, job: str, key: str | None, *assets: str) -> tup
     tags = [{"key": "dagster/partition", "value": key}] if key else []
     launched = webserver.ask(
         LAUNCH,
-        params={"selector": selector, "mode": "default", "executionMetadata": {"tags": tags}},
+        params={
+            "selector": selector,
+            "mode": "default",
+            "executionMetadata": {"tags": tags},
+            "runConfigData": config or {},
+        },
     )["launchPipelineExecution"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     run_id = launched["run"]["runId"]
