@@ -32,7 +32,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 clean:
 	rm -rf $(PERSONA_ASSETS_DATA)/store $(PERSONA_ASSETS_DATA)/registry $(PERSONA_ASSETS_DAGSTER)
