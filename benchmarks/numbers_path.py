@@ -168,11 +168,12 @@ def measure(folder: Path, threads: int) -> None:
     from persona_assets.questions.bank import from_frame
     from persona_assets.reporting.numbers import Tables, study_numbers
     from persona_assets.reporting.trace import evaluated
-    from persona_assets.reporting.warehouse import build_warehouse, warehouse_audits
+    from persona_assets.reporting.warehouse import CELLS_SCHEMA, build_warehouse, warehouse_audits
     from persona_assets.stats.contrasts import estimate_contrast, loss_matrix, multiplicity_table
     from persona_assets.stats.estimates import estimate_exploratory
     from persona_assets.stats.lexicon import build_lexicon, lexicon_cells
     from persona_assets.stats.vocabulary import vocabulary_estimates, vocabulary_scores
+    from persona_assets_tests.synthetic import cell_row, checks
 
     study = real_study()
     bank = from_frame(pl.read_parquet(folder / "questions.parquet"))
@@ -224,6 +225,9 @@ def measure(folder: Path, threads: int) -> None:
         "vocabulary estimates", lambda: vocabulary_estimates(study, scores, questions=ids)
     )
 
+    cells = pl.DataFrame([cell_row(cell) for cell in (None, *study.cells)], schema=CELLS_SCHEMA)
+    checked = checks(study)
+
     def build(target: Path, more: dict[str, pl.DataFrame], passing: bool = False) -> dict[str, int]:
         return build_warehouse(
             target,
@@ -231,17 +235,12 @@ def measure(folder: Path, threads: int) -> None:
             questions=folder / "questions.parquet",
             training=[folder / f"training.{key}.parquet" for key in keys],
             outcomes=[folder / f"outcomes.{key}.parquet" for key in (*keys, BASELINE)],
-            cells=pl.DataFrame(
-                {
-                    "cell": keys,
-                    "checkpoint_seconds": [1.0] * len(keys),
-                    "outcomes_seconds": [1.0] * len(keys),
-                }
-            ),
+            cells=cells,
             contrasts=tables.contrasts,
             equivalence=tables.equivalence,
             losses=losses,
             more={
+                "checks": checked,
                 "exploratory": exploratory.drop("by_seed", "equivalence", "hypothesis"),
                 "lexicon": lexicon,
                 "vocabulary_scores": scores,
@@ -255,7 +254,7 @@ def measure(folder: Path, threads: int) -> None:
     passing = folder / "passing.duckdb"
     stages.run("database for the ledger", lambda: build(passing, {}, passing=True))
     estimates = pl.concat([*registered, exploratory])
-    numbers = Tables(estimates, tables.contrasts, losses, vocabulary)
+    numbers = Tables(estimates, tables.contrasts, losses, checked, vocabulary)
     with duckdb.connect(str(passing), config={"threads": threads}) as db:
         ledger, disagreements = stages.run(
             "ledger: every number by SQL", lambda: evaluated(db, study_numbers(study, numbers))

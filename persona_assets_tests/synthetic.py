@@ -258,7 +258,7 @@ def land(
         [write(frame, f"training.{key}") for key, frame in training.items()],
         [write(frame, f"outcomes.{key}") for key, frame in {BASELINE: baseline, **cells}.items()],
         {
-            "cells": pl.DataFrame(map(_cell_row, (None, *study.cells)), schema=CELLS_SCHEMA),
+            "cells": pl.DataFrame(map(cell_row, (None, *study.cells)), schema=CELLS_SCHEMA),
             "contrasts": tables.contrasts,
             "equivalence": tables.equivalence,
             "losses": loss_matrix(study, baseline, cells, questions=ids),
@@ -309,7 +309,7 @@ def number_ledger(landed: Landed, estimates: pl.DataFrame, passing: Path) -> pl.
     return ledger.to_frame()
 
 
-def _cell_row(cell: Cell | None) -> dict[str, object]:
+def cell_row(cell: Cell | None) -> dict[str, object]:
     """A cell's row of the table ``cells``, or the baseline's."""
     key = cell.key if cell else BASELINE
     row = dict.fromkeys(CELLS_SCHEMA) | {

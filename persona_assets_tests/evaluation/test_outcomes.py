@@ -152,6 +152,11 @@ def test_coverage_counts_what_is_wrong():
     assert found.details["missing"][0] == "librarian/no_cot/q0"
     found = coverage_audit(frame, ["librarian"], SCAFFOLDS, QUESTIONS)
     assert found.observed == "8 rows: 0 missing, 0 repeated, 4 not of the grid"
+    assert found.blocks
+    assert found.details["unknown"][0] == "villain/no_cot/q0"
+    found = coverage_audit(pl.concat([frame, frame[:2]]), PERSONAS, SCAFFOLDS, QUESTIONS)
+    assert found.blocks
+    assert found.details["repeated"] == ["librarian/no_cot/q0", "librarian/no_cot/q1"]
 
 
 def test_reachability_names_questions_whose_answer_was_not_scored():
@@ -161,6 +166,24 @@ def test_reachability_names_questions_whose_answer_was_not_scored():
     assert found.blocks
     assert found.details["questions"] == ["q1"]
     assert found.observed.startswith("1 question(s)")
+
+
+def test_a_row_without_letters_is_not_reachable():
+    empty = pl.when(pl.col("question_id") == "q1").then(None).otherwise("letter_logprobs")
+    found = reachability_audit(table().with_columns(letter_logprobs=empty))
+    assert found.blocks
+    assert found.details["questions"] == ["q1"]
+
+
+@pytest.mark.parametrize(("cut", "status"), [(1, "passed"), (2, "failed")])
+def test_one_rationale_in_twenty_may_be_cut_off(cut, status):
+    frame = pl.concat([table()] * 5).filter(scaffold="persona_cot")  # 10 rows a persona
+    frame = pl.concat([frame, frame]).with_columns(
+        truncated=(pl.col("persona") == "villain") & (pl.int_range(pl.len()).over("persona") < cut)
+    )
+    found = truncation_audit(frame)
+    assert found.status == status
+    assert found.details["shares"] == {"villain/persona_cot": cut / 20, "librarian/persona_cot": 0}
 
 
 def test_truncation_names_the_worst_persona_and_scaffold():

@@ -9,6 +9,7 @@ import pytest
 
 from persona_assets.reporting.numbers import Tables, study_numbers
 from persona_assets.reporting.trace import value_of
+from persona_assets.reporting.warehouse import CHECKS_SCHEMA
 from persona_assets.stats.contrasts import CONTRASTS_SCHEMA, LOSSES_SCHEMA
 from persona_assets.stats.estimands import registered
 from persona_assets.stats.estimates import ESTIMATES_SCHEMA, SCHEMES, Sample, estimate
@@ -21,10 +22,13 @@ SHAPE = (2, 3, 47)  # sources, seeds, questions: no power of two divides a mean
 def numbers_of(row: dict) -> dict:
     """The ledger's numbers of one estimate."""
     estimates = pl.DataFrame([row], schema=ESTIMATES_SCHEMA, orient="row")
-    empty = Tables(
-        estimates, pl.DataFrame(schema=CONTRASTS_SCHEMA), pl.DataFrame(schema=LOSSES_SCHEMA)
+    alone = Tables(
+        estimates,
+        contrasts=pl.DataFrame(schema=CONTRASTS_SCHEMA),
+        losses=pl.DataFrame(schema=LOSSES_SCHEMA),
+        checks=pl.DataFrame(schema=CHECKS_SCHEMA),
     )
-    return {n.number_id: n for n in study_numbers(STUDY, empty) if n.number_id.startswith("contr")}
+    return {n.number_id: n for n in study_numbers(STUDY, alone) if n.number_id.startswith("contr")}
 
 
 @pytest.mark.parametrize("contrast", STUDY.contrast_list[4:6], ids=lambda c: c.axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -240,6 +241,12 @@ def test_refuses_and_keeps_the_old_file(landed, tmp_path, change, says):
     assert list(target.parent.iterdir()) == [target]
 
 
+def few_numbers(landed):
+    """The further tables, and of the numbers only some: the audits read every one again."""
+    more = landed.frames["more"]
+    return more | {"numbers": more["numbers"][:5]}
+
+
 def audits(path, study):
     return {audit.name: audit for audit in warehouse_audits(path, study)}
 
@@ -256,10 +263,25 @@ def test_audits_pass_on_a_whole_study(landed, warehouse):
 
 
 def test_one_missing_outcome_is_not_complete(landed, tmp_path):
-    landed.build(tmp_path / "w.duckdb", **damaged(tmp_path, landed, lambda x: x[1:]))
+    faulty = damaged(tmp_path, landed, lambda x: x[1:])
+    landed.build(tmp_path / "w.duckdb", **faulty, more=few_numbers(landed))
     complete = audits(tmp_path / "w.duckdb", landed.study)["complete"]
     assert complete.blocks
     assert complete.observed == "5999 outcome rows"
+
+
+def test_a_number_that_is_another_in_the_last_bit_is_named(landed, tmp_path):
+    more = few_numbers(landed)
+    row = more["numbers"].row(3, named=True)
+    other = math.nextafter(row["value"], math.inf)
+    changed = pl.when(number_id=row["number_id"]).then(pl.lit(other)).otherwise("value")
+    numbers = more["numbers"].with_columns(value=changed)
+    landed.build(tmp_path / "w.duckdb", more=more | {"numbers": numbers})
+    found = audits(tmp_path / "w.duckdb", landed.study)["numbers_reproduced"]
+    assert found.blocks
+    assert found.observed == "1 of 5 numbers are not what their SQL returns"
+    named = f"{row['number_id']}: {other!r}, by SQL {row['value']!r}"
+    assert found.details["numbers"] == [named]
 
 
 @pytest.mark.parametrize("to_right", [False, True])
@@ -274,7 +296,7 @@ def test_a_second_wrong_letter_of_a_question_is_named(landed, tmp_path, to_right
         tmp_path / "training.parquet"
     )
     files = [tmp_path / "training.parquet", *landed.training[1:]]
-    landed.build(tmp_path / "w.duckdb", training=files)
+    landed.build(tmp_path / "w.duckdb", training=files, more=few_numbers(landed))
     found = audits(tmp_path / "w.duckdb", landed.study)["one_wrong_letter"]
     assert found.blocks is not to_right
     letters = ", ".join(sorted((letter, row["target_letter"])))

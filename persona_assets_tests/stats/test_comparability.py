@@ -85,7 +85,18 @@ def test_two_recipes_differ_field_by_field_and_what_is_not_stated_is_not_known()
     assert "the two arms were trained with different recipes (rank 16 and 32;" in recipe.sentence
 
 
+def test_what_is_known_of_neither_arm_is_no_difference_between_them():
+    """Two arms of one hub: the settings that its section does not state are the hub's own."""
+    both = {"hypothesis": "H1", "a": "persona_cot", "b": "generic_cot", "axes": ["source_loss"]}
+    study = changed(LENGTH_MATCHED, contrasts=[both])
+    facts = planned_facts(study)
+    assert facts["librarian.persona_cot.42"]["recipe"]["dropout"] is None
+    assert confounds(study, facts) == []
+
+
 def test_two_serving_modes():
+    facts = planned_facts(load_study(LENGTH_MATCHED))
+    assert facts["librarian.garbage_cot.42"]["serving"] == {"served as": "a LoRA adapter"}
     (serving,) = by_kind(load_study(LENGTH_MATCHED))["serving"]
     assert serving.differences == ("served as a LoRA adapter and a whole merged model",)
     carry_over = yaml.safe_load(LENGTH_MATCHED.read_text("utf-8"))["carry_over"]
@@ -97,7 +108,10 @@ def test_two_loss_token_budgets():
     contrast = {"hypothesis": "H1", "a": "persona_cot", "b": "no_cot", "axes": ["source_loss"]}
     arms = {arm: {"origin": "trained"} for arm in ("persona_cot", "no_cot", "generic_cot")}
     also = contrast | {"b": "generic_cot"}
-    found = by_kind(changed(arms=arms, contrasts=[contrast, also]))
+    study = changed(arms=arms, contrasts=[contrast, also])
+    facts = planned_facts(study)
+    assert facts["librarian.no_cot.42"]["budget"] == {"loss on": "the answer line alone"}
+    found = by_kind(study)
     assert list(found) == ["budget"]
     assert found["budget"][0].contrasts == ("persona_cot-no_cot",)
     assert "(loss on rationale and answer line and the answer line alone)" in (

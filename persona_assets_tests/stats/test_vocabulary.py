@@ -319,6 +319,9 @@ def test_missing_rows_and_rationales_are_named():
         cell_scores(STUDY, LEXICON, mute, cell=cell, questions=QUESTIONS)
     with pytest.raises(ValueError, match="not one a cell, persona, scaffold and question"):
         vocabulary_estimates(STUDY, SCORES[1:], questions=QUESTIONS)
+    elsewhere = (pl.col("cell") != cell.key) | (pl.col("scaffold") != "persona_cot")
+    with pytest.raises(ValueError, match="not one a cell, persona, scaffold and question"):
+        vocabulary_estimates(STUDY, SCORES.filter(elsewhere), questions=QUESTIONS)
     repeated = pl.concat([SCORES[1:], SCORES[1:2]])
     with pytest.raises(ValueError, match="not one a cell, persona, scaffold and question"):
         vocabulary_estimates(STUDY, repeated, questions=QUESTIONS)
