@@ -35,17 +35,10 @@ _BESIDE_THE_WAREHOUSE = {
 }
 
 
-def describe(table: str, column: str) -> str:
-    """What a column of the table means.
-
-    Raises:
-        KeyError: it is nowhere described.
-    """
+def describe(table: str, column: str) -> str | None:
+    """What a column of the table means; None if nobody has said so."""
     name = f"{table}.{column}"
-    for texts, key in ((_BESIDE_THE_WAREHOUSE, name), (COLUMNS, name), (COLUMNS, column)):
-        if key in texts:
-            return texts[key]
-    raise KeyError(f"{name} is nowhere described: say what it means in persona_assets.columns")
+    return _BESIDE_THE_WAREHOUSE.get(name) or COLUMNS.get(name) or COLUMNS.get(column)
 
 
 def _made(columns: str, *sources: str) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -86,3 +88,24 @@ def test_a_folder_that_is_not_there_is_told_in_a_sentence(store, monkeypatch):
         done = invoke(*command, "--study", "length_matched")
         assert done.exit_code == 1
         assert "PERSONA_ASSETS_ARC_DIR names /nowhere, which is no folder" in done.output
+
+
+def test_the_interface_starts_on_loopback_with_its_pools_opened(store, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: started.append((path, arguments)))
+    done = invoke("ui", "--port", "3999")
+    assert done.exit_code == 0, done.output
+    processors = environment.processors()
+    assert [line.split()[1:3] for line in done.output.splitlines()] == [
+        ["gpu", "1"],
+        ["cpu_models", str(processors)],
+        ["hub", "1"],
+        ["warehouse", "1"],
+    ]
+    ((path, arguments),) = started
+    assert path == sys.executable
+    assert arguments[3:] == (
+        *("dev", "--workspace", str(PROJECT / "workspace.yaml")),
+        *("--host", "127.0.0.1", "--port", "3999"),
+    )
+    assert (tmp_path / "dagster").is_dir()

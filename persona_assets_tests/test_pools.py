@@ -81,3 +81,17 @@ def test_a_run_whose_process_is_gone_is_told_from_one_at_work(instance, tmp_path
     assert status(instance, **{GRPC_INFO_TAG: nobody}) == WorkerStatus.NOT_FOUND
     # By hand, with `dagster asset materialize`: not ours to end.
     assert status(instance) == WorkerStatus.RUNNING
+
+
+def test_workers_of_their_own_wait_for_no_pool_and_are_counted_by_the_queue(instance):
+    """As those of ``persona-assets run``: in process, on the same instance."""
+
+    @dg.asset(pool="gpu")
+    def trained() -> None: ...
+
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("gpu", 1)
+    assert storage.claim_concurrency_slot("gpu", "another-run", "step").is_claimed
+    done = dg.materialize([trained], instance=instance)
+    assert done.success
+    assert instance.get_run_by_id(done.run_id).run_op_concurrency.all_pools == {"gpu"}

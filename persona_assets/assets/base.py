@@ -199,8 +199,8 @@ def _tags(study: Study, asset: Asset) -> dict[str, str]:
     """What assets are searched by: the study, and what a partition is of."""
     grids = {
         None: "none",
-        tuple(cell.key for cell in study.cells): "cell",
         tuple(cell.key for cell in study.cells_of("carry_over")): "carry_over_cell",
+        tuple(cell.key for cell in study.cells): "cell",
         study.conditions: "condition",
         tuple(contrast.key for contrast in study.contrast_list): "contrast",
     }

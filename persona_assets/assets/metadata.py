@@ -79,7 +79,7 @@ def table_metadata(graph: Graph, manifest: Manifest, folder: Path) -> dict[str, 
 
 
 def schema_metadata(
-    graph: Graph, ref: Ref, schemas: Mapping[str, Mapping[str, tuple[str, str]]]
+    graph: Graph, ref: Ref, schemas: Mapping[str, Mapping[str, tuple[str, str | None]]]
 ) -> dict[str, Any]:
     """Column schema and lineage of tables, given as table → column → type and description.
 

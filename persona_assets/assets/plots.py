@@ -7,6 +7,7 @@ be seen at once is drawn in letters.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,11 +40,11 @@ def accuracy_bars(outcomes: pl.DataFrame) -> dict[str, Any]:
 
 def letters_bars(outcomes: pl.DataFrame, baseline: pl.DataFrame) -> dict[str, Any]:
     """How often each letter was predicted, beside the untrained model."""
-    letters = sorted({*outcomes["predicted_letter"], *baseline["predicted_letter"]})
+    letters = pl.concat([outcomes["predicted_letter"], baseline["predicted_letter"]]).drop_nulls()
     columns = {
         name: {
-            letter: frame.filter(predicted_letter=letter).height / frame.height
-            for letter in letters
+            letter: frame.filter(predicted_letter=letter).height / max(frame.height, 1)
+            for letter in letters.unique().sort()
         }
         for name, frame in (("this cell", outcomes), ("baseline", baseline))
     }
@@ -51,26 +52,39 @@ def letters_bars(outcomes: pl.DataFrame, baseline: pl.DataFrame) -> dict[str, An
 
 
 def _bars(what: str, columns: Mapping[str, Mapping[str, float]]) -> dg.MarkdownMetadataValue:
-    """Shares between 0 and 1 as a table of bars, one row a name and one column a series."""
+    """Shares between 0 and 1 as a table of bars, one row a name and one column a series.
+
+    Where rows are missing it is for a check to say so, not for this to fail.
+    """
     rows = [[what, *columns], ["---"] * (1 + len(columns))]
-    for name in next(iter(columns.values())):
-        rows.append([inline(name), *(_bar(column[name]) for column in columns.values())])
+    for name in dict.fromkeys(name for column in columns.values() for name in column):
+        rows.append([inline(name), *(_bar(column.get(name)) for column in columns.values())])
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
-def _bar(share: float) -> str:
+def _bar(share: float | None) -> str:
+    if share is None:
+        return "–"
     full = round(share * _BAR)
     return f"{'█' * full}{'░' * (_BAR - full)} {share:.3f}"
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """First value, at most 40 means of neighbours as blocks of that height, last value."""
+    """First value, at most 40 means of neighbours as blocks of that height, last value.
+
+    What is not finite has the height of a dot.
+    """
+    if not values:
+        return "no value"
     n = min(len(values), _SPARK)
     edges = [round(i * len(values) / n) for i in range(n + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
-    low, high = min(means), max(means)
+    finite = [mean for mean in means if math.isfinite(mean)] or [0.0]
+    low, high = min(finite), max(finite)
     scale = (len(_STEPS) - 1) / (high - low) if high > low else 0.0
-    blocks = "".join(_STEPS[round((mean - low) * scale)] for mean in means)
+    blocks = "".join(
+        _STEPS[round((mean - low) * scale)] if math.isfinite(mean) else "·" for mean in means
+    )
     return f"{values[0]:.3f} {blocks} {values[-1]:.3f}"
 
 
