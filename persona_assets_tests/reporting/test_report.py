@@ -377,7 +377,8 @@ def test_a_study_of_one_source_with_earlier_values(tmp_path):
 
 
 def test_diagnostics_are_the_warehouses(landed, warehouse, page):
-    rows = "\n".join(page.rows).replace("\n|", "|")
+    lines = [row.replace("\n", "") for row in page.rows]
+    rows = "\n".join(lines)
     arms = {"baseline": "cell = 'baseline'", "persona_cot": "arm = 'persona_cot'"}
     for arm, condition in arms.items():
         ((share,),) = query(
@@ -389,12 +390,12 @@ def test_diagnostics_are_the_warehouses(landed, warehouse, page):
         assert f"|{arm}|{share:.3f}|" in rows
     # Synthetic rationales all end by their tag, after as many tokens as they have words.
     assert re.search(r"\|baseline\|1\.000\|0\.000\|0\.000\|0\.000\|0\.000\|\d+\.\d", rows)
-    (row,) = (r for r in page.rows if r.startswith("|cell_diagnostics|letter_collapse|"))
+    (row,) = (r for r in lines if r.startswith("|cell_diagnostics|letter_collapse|"))
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[3:6] == ["23", "1", "0"]
     failed = landed.study.cells[2].key
     assert cells[6] == f"{failed}: 6 of 60 answers are of one letter Asked: at most 5 %"
-    (row,) = (r for r in page.rows if r.startswith("|training_dataset|loss_token_parity|"))
+    (row,) = (r for r in lines if r.startswith("|training_dataset|loss_token_parity|"))
     n = str(len(landed.study.cells_of("carry_over")))
     assert row.split("|")[3:6] == ["0", "0", n]
     assert f"{n} came out as they were within the study's tolerance" in page.text
