@@ -1,38 +1,35 @@
-"""``dagster dev``, webserver and daemon, for tests that live what its users live."""
+"""``persona-assets ui``, webserver and daemon, for tests that live what its users live."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
+
+from persona_assets_tests.conftest import PROJECT
 
 
 class Webserver:
-    """``dagster dev`` on a free port of the loopback interface."""
+    """``persona-assets ui`` on a free port, with a DAGSTER_HOME of its own in the data folder."""
 
     def __init__(self, project):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        workspace = project.data / "workspace.yaml"
-        workspace.write_text(
+        shutil.copy(PROJECT / "dagster.yaml", project.data)
+        (project.data / "workspace.yaml").write_text(
             "load_from:\n  - python_module: {module_name: persona_assets.definitions, "
             "attribute: tiny, location_name: tiny}\n"
         )
         self.log = (project.data / "dagster-dev.log").open("w")
         self.process = subprocess.Popen(
-            [
-                *(str(Path(sys.executable).with_name("dagster")), "dev"),
-                *("--workspace", str(workspace)),
-                *("--host", "127.0.0.1", "--port", str(self.port)),
-            ],
-            env=project.environment,
+            project.command("ui", "--port", str(self.port)),
+            env=project.environment | {"DAGSTER_HOME": str(project.data)},
             cwd=project.data,
             stdout=self.log,
             stderr=subprocess.STDOUT,
