@@ -39,6 +39,8 @@ class Asset:
         sources: Key → hashes of the source of functions and modules that this partition is made
             by, by name; shared machinery is covered by ``code_version``.
         code_version: To be raised when the asset's shared machinery gives other results.
+        records: Whether it also tells who made its upstream, in how long, and what was checked of
+            it: it is then made again when those are other ones, though the content is the same.
         released_after: Key → the partition that is the last to read this one's files, where the
             study has them removed after that.
     """
@@ -52,6 +54,7 @@ class Asset:
     settings: Callable[[str | None], Any] = lambda key: None
     sources: Callable[[str | None], dict[str, str]] = lambda key: {}
     code_version: str = "1"
+    records: bool = False
     released_after: Callable[[str | None], Ref | None] = lambda key: None
 
     def refs(self) -> tuple[Ref, ...]:
@@ -499,6 +502,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(*landed),
             lambda key: study.model_dump(mode="json"),
+            records=True,
         ),
         Asset(
             "warehouse",
@@ -509,6 +513,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(*landed, Ref("number_ledger")),
             lambda key: study.model_dump(mode="json"),
+            records=True,
         ),
         Asset(
             "forest_plot",

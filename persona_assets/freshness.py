@@ -110,17 +110,20 @@ class Freshness:
     def upstream_versions(self, ref: Ref, beside: Collection[Ref] = ()) -> dict[str, str]:
         """Data version of each upstream partition but those ``beside``, by ``str(Ref)``.
 
+        For an asset that records who made its upstream, with the hash of that.
+
         Raises:
             KeyError: an upstream partition has not landed.
         """
-        versions = {}
+        versions, records = {}, self.graph.assets[ref.asset].records
         for upstream in self.graph.upstream(ref):
             if upstream in beside:
                 continue
             manifest = self.manifest(upstream)
             if manifest is None:
                 raise KeyError(str(upstream))
-            versions[str(upstream)] = manifest.data_version
+            made = f"+{manifest.making[:16]}" if records else ""
+            versions[str(upstream)] = manifest.data_version + made
         return versions
 
     def changes(self, ref: Ref) -> list[str]:
@@ -199,7 +202,10 @@ def _list_differences(was: list, now: list, path: tuple[str, ...]) -> Iterator[s
 def _difference(was: Any, now: Any, kind: str, *path: str) -> str:
     name = ".".join(path)
     if kind == "upstream":
-        return f"{name} has other content" if was and now else f"{name} {_came_or_went(was)}"
+        if not (was and now):
+            return f"{name} {_came_or_went(was)}"
+        recorded = ", or was made by another run" if "+" in now else ""
+        return f"{name} has other content{recorded}"
     if kind == "sources":
         return f"the source of {name} {'changed' if was and now else _came_or_went(was)}"
     return f"{name or kind} was {_shown(was)} and is {_shown(now)}"

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from persona_assets.hashing import sha256_file
 from persona_assets.naming import nearest
+from persona_assets.unavailable import Unavailable
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile, RepoFolder
@@ -39,7 +40,7 @@ class HubError(RuntimeError):
     """The hub, or what was asked of it, is not there; names repository, revision and remedy."""
 
 
-class HubUnavailable(HubError):
+class HubUnavailable(HubError, Unavailable):
     """The hub does not answer, or is overloaded: the same request may succeed later."""
 
 

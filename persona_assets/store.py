@@ -28,7 +28,7 @@ from typing import Any
 import polars as pl
 
 from persona_assets.audit import Audit
-from persona_assets.hashing import sha256_file, sha256_json
+from persona_assets.hashing import sha256_file, sha256_json, sha256_text
 
 _DRAFT = ".draft-"
 
@@ -107,6 +107,13 @@ class Manifest:
     def blocking_failures(self) -> tuple[Audit, ...]:
         """The audits on account of which consumers must refuse the partition."""
         return tuple(audit for audit in self.audits if audit.blocks)
+
+    @property
+    def making(self) -> str:
+        """Hash of who made it, what they had to say, and what was checked: not of its content."""
+        audits = [asdict(audit) for audit in self.audits]
+        said = [self.provenance.run_id, self.summary, audits]
+        return sha256_text(json.dumps(said, sort_keys=True))
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:

@@ -441,3 +441,27 @@ def test_failed_warning_leaves_a_partition_usable(graph, tmp_path):
     warning = audit("w", False, observed="1", threshold="0", remedy="look", blocking=False)
     land(graph, store, ref, audits=[warning])
     assert Freshness(graph, store).state(ref) == "fresh"
+
+
+def test_who_made_a_partition_is_recorded_by_ledger_and_warehouse_alone(tmp_path):
+    """A cell remade with equal content has another run and other seconds, which both tell."""
+    study = changed(
+        (PROJECT / "data" / "studies" / "mini.yaml").read_text("utf-8"),
+        "sources: [software_engineer, librarian, comedian, police_officer]",
+        "sources: [librarian, comedian]",
+    )
+    store = Store(tmp_path, "mini")
+    land_everything(study, store)
+    assert stale(study, store) == {}
+    again = Ref("cell_outcomes", "librarian.garbage_cot.42")
+    with store.draft(again) as draft:
+        (draft / "file").write_text(f"{again} content")
+        inputs = Freshness(study, store).inputs(again)
+        other_run = Provenance("another run", inputs, study.study.content_hash)
+        store.land(again, draft, provenance=other_run)
+    assert set(stale(study, store)) == {"number_ledger", "warehouse", "report"}
+    why = Freshness(study, store).changes(Ref("number_ledger"))
+    assert why == [f"{again} has other content, or was made by another run"]
+    land(study, store, Ref("number_ledger"))
+    land(study, store, Ref("warehouse"))
+    assert stale(study, store) == {}

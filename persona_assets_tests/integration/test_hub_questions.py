@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 from persona_assets import environment
+from persona_assets.assets import base
 from persona_assets.definitions import study_definitions
 from persona_assets.questions.bank import content_hash, from_frame
 from persona_assets.store import Ref, Store
@@ -107,6 +108,7 @@ def bench(length_matched, tmp_path, monkeypatch) -> Bench:
         monkeypatch,
     )
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=bench.waits.append))
+    monkeypatch.setattr(base, "RETRY_WAITS", ())
     return bench
 
 
@@ -216,6 +218,27 @@ def test_an_unreachable_hub_is_given_up_in_half_a_minute(bench):
     assert "cannot be fetched: 127.0.0.1:9 cannot be reached (ConnectError: " in message
     assert len(bench.waits) == 5
     assert sum(bench.waits) < 30
+
+
+def test_an_unreachable_hub_is_tried_again_by_the_asset(bench, monkeypatch):
+    """After the client has given it up; then it is there."""
+    monkeypatch.setattr(base, "RETRY_WAITS", (0.1, 0.1))
+    with bench.hub(dataset(train=TRAIN_ROWS, test=TEST_ROWS)):
+        endpoint = constants.ENDPOINT
+        point_client_at("http://127.0.0.1:9", monkeypatch)
+
+        def wait(seconds: float) -> None:
+            bench.waits.append(seconds)
+            if len(bench.waits) == 5:  # the client's last before it gives up
+                point_client_at(endpoint, monkeypatch)
+
+        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=wait))
+        done = bench.make()
+    assert done.success
+    retries = [e for e in done.all_events if e.event_type_value == "STEP_UP_FOR_RETRY"]
+    assert len(retries) == 1
+    assert len(bench.waits) == 5
+    assert bench.store.landed(BANK).data_version
 
 
 def test_the_cache_serves_offline(bench, monkeypatch):
