@@ -285,7 +285,7 @@ def lint_markdown(markdown: str, page: Page, study: Study) -> list[str]:
     prose = re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"(`+).*?\1", " ", prose)
     prose = re.sub(r"!\[[^\]]*\]\([^)]*\)|^ *-+\|.*$", " ", prose, flags=re.MULTILINE)
-    prose = re.sub(r"\\(?=[^\w\s])|\*\*", "", prose)
+    prose = re.sub(r"\\(?=[^\w\s]|_)|\*\*", "", prose)
     printed = {token for _, text in page.marked for token in _tokens(text)}
     return list(_unaccounted(prose, _names(study) | printed))
 

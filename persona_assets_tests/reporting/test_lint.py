@@ -133,6 +133,10 @@ def test_the_markdown_prints_no_number_that_the_page_does_not(report, landed):
         spoiled_text = report.markdown.replace("## Findings", f"## Findings\n\n{typed}")
         (sentence,) = lint_markdown(spoiled_text, page, landed.study)
         assert "is accounted for nowhere" in sentence
+    named = report.markdown.replace("## Findings", "## Findings\n\nOf big\\_7\\_b.")  # as escaped
+    assert len(lint_markdown(named, page, landed.study)) == 1
+    study = landed.study.model_copy(update={"title": "What is leaked by big_7_b?"})
+    assert lint_markdown(named, page, study) == []
     value = re.search(r"\*\*(\+0\.\d+)\*\*", report.markdown)[1]
     changed = report.markdown.replace(value, "+0.9999", 1)
     assert len(lint_markdown(changed, page, landed.study)) == 1
