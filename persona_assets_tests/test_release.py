@@ -29,7 +29,7 @@ _EDITS = (
 
 def graph_of(study_texts, keep: str, *edits: tuple[str, str]) -> Graph:
     text = study_texts["length_matched"]
-    for before, after in (*_EDITS, ("format: merged", f"format: merged\n  keep: {keep}"), *edits):
+    for before, after in (*_EDITS, ("keep: until_evaluated", f"keep: {keep}"), *edits):
         assert before in text
         text = text.replace(before, after)
     return Graph(parse_study(text))

@@ -362,14 +362,11 @@ def test_carry_over_folder_must_name_each_cell_inside_the_repository(folder, stu
 
 
 def test_checkpoints_are_kept_unless_the_study_says_otherwise(study_texts):
-    text = study_texts["length_matched"]
-    assert parse_study(text).carry_over.keep == "always"
-    released = parse_study(
-        text.replace("  format: merged", "  format: merged\n  keep: until_evaluated")
-    )
-    assert released.carry_over.keep == "until_evaluated"
+    text, said = study_texts["length_matched"], "keep: until_evaluated"
+    assert parse_study(text).carry_over.keep == "until_evaluated"
+    assert parse_study(text.replace(f"  {said}", " ")).carry_over.keep == "always"
     with pytest.raises(StudyError, match=r"carry_over\.hub\.keep"):
-        parse_study(text.replace("  format: merged", "  format: merged\n  keep: never"))
+        parse_study(text.replace(said, "keep: never"))
 
 
 def test_yaml_merge_keys_are_understood(study_texts):
