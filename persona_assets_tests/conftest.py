@@ -16,15 +16,6 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Two workers share the processors (`make test`): torch's own threads would only get in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Integration tests share one built study, so that one worker runs them all."""
-    for item in items:
-        if "integration" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("integration"))
-
-
 # Time limits of single examples say how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")

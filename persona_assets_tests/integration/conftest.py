@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -98,15 +99,29 @@ def tiny_study_text() -> str:
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Project:
-    """The tiny study, complete. Tests that change it take a copy."""
-    data = tmp_path_factory.mktemp("project") / "data"
-    (data / "studies").mkdir(parents=True)
-    (data / "studies" / "tiny.yaml").write_text(tiny_study_text(), "utf-8")
-    project = Project(data)
+    """The tiny study, complete. Tests that change it take a copy.
+
+    Several test processes share one: the first that asks makes it, the others wait.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # each worker has a folder of its own in it
+    project, made = Project(root / "project" / "data"), root / "project" / "made"
+    with (root / "project.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(project.data, ignore_errors=True)
+            _make(project)
+            made.touch()
+    return project
+
+
+def _make(project: Project) -> None:
+    (project.data / "studies").mkdir(parents=True)
+    (project.data / "studies" / "tiny.yaml").write_text(tiny_study_text(), "utf-8")
     done = project.run("run", "--study", "tiny", "--workers", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed" not in done.stdout
-    return project
 
 
 @pytest.fixture
