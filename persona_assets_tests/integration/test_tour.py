@@ -175,7 +175,7 @@ def follow_a_contrast_to_its_cells(browser: Browser, home: Project) -> None:
 def read_the_report(browser: Browser, home: Project) -> None:
     """From the report in the interface to the file, a number in it, its ledger row, its cell."""
     made = browser.until(
-        lambda: home.store.manifest(Ref("report")), "the sensor makes the report", 120
+        lambda: home.store.manifest(Ref("report")), "the sensor makes the report", 240
     )
     browser.click(navigation("Catalog"))
     browser.click(asset("report"))
