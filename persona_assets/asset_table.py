@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from persona_assets import environment
+from persona_assets.code_sources import AUDITS, WORLD, code_sources
 from persona_assets.environment import ARC_FILES, TOKENIZER_FILES
 from persona_assets.hashing import module_hashes, sha256_file, sha256_source
 from persona_assets.rationales.arms import unscored
 from persona_assets.rationales.methods import arm_sources, turn_sources
+from persona_assets.stats.comparability import planned_facts
 from persona_assets.stats.lexicon import lexicon_cells, undefined_because
 from persona_assets.store import Ref
 from persona_assets.study import Study
@@ -39,8 +41,8 @@ class Asset:
         sources: Key → hashes of the source of functions and modules that this partition is made
             by, by name; shared machinery is covered by ``code_version``.
         code_version: To be raised when the asset's shared machinery gives other results.
-        records: Whether it also tells who made its upstream, in how long, and what was checked of
-            it: it is then made again when those are other ones, though the content is the same.
+        records: Upstream assets whose runs it tells of, besides what was checked of all its
+            upstream: it is then made again when those are other ones, though content is the same.
         released_after: Key → the partition that is the last to read this one's files, where the
             study has them removed after that.
     """
@@ -54,7 +56,7 @@ class Asset:
     settings: Callable[[str | None], Any] = lambda key: None
     sources: Callable[[str | None], dict[str, str]] = lambda key: {}
     code_version: str = "1"
-    records: bool = False
+    records: frozenset[str] = frozenset()
     released_after: Callable[[str | None], Ref | None] = lambda key: None
 
     def refs(self) -> tuple[Ref, ...]:
@@ -103,21 +105,6 @@ JOBS: Mapping[str, Job] = {
 }
 
 
-#: What a dataset's checks are made by: other thresholds ask for another verdict.
-_AUDITS = tuple(
-    f"training.{name}"
-    for name in (
-        "audits",
-        "audited",
-        "audit_budget",
-        "audit_prescription",
-        "audit_rows",
-        "audit_text",
-    )
-)
-_WORLD = ("questions.miniature", "rationales.miniature")
-
-
 def asset_table(study: Study) -> tuple[Asset, ...]:
     """The assets of a study, upstream ones first."""
     cells = tuple(cell.key for cell in study.cells)
@@ -130,6 +117,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
     world = study.questions.model_dump(mode="json")
     model = study.base_model.model_dump(mode="json")
     training_settings = {"threads": study.compute.threads}
+    facts = planned_facts(study)
 
     def condition(key: str | None) -> Ref:
         return Ref("rationales", study.cell(key).condition)
@@ -231,6 +219,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             "inference": study.inference.model_dump(mode="json"),
             "personas": list(study.personas),
             "seed": study.seed,
+            "compared": {cell.key: facts[cell.key] for cell in study.contrast_cells(contrast)},
         }
 
     def each(name: str, keys: tuple[str, ...]) -> tuple[Ref, ...]:
@@ -292,7 +281,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
                 )
             ),
             lambda key: module_hashes(
-                "questions.bank", *(_WORLD if miniature else ("questions.arc",))
+                "questions.bank", *(WORLD if miniature else ("questions.arc",))
             ),
         ),
         Asset(
@@ -332,7 +321,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             cells,
             lambda key: (bank, tokenizer, condition(key)),
             dataset_settings,
-            lambda key: _row_sources() | module_hashes(*_AUDITS),
+            lambda key: _row_sources() | module_hashes(*AUDITS),
         ),
     ]
     if prior:
@@ -414,6 +403,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             cells,
             diagnostics_upstream,
             diagnostics_settings,
+            sources=lambda key: code_sources("cell_diagnostics"),
         ),
         Asset(
             "contrast_estimate",
@@ -424,6 +414,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             contrasts,
             contrast_upstream,
             contrast_settings,
+            sources=lambda key: code_sources("contrast_estimate"),
         ),
         Asset(
             "multiplicity",
@@ -436,6 +427,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
                 study.inference.model_dump(mode="json")
                 | {"contrasts": [contrast_settings(contrast)["contrast"] for contrast in contrasts]}
             ),
+            sources=lambda key: code_sources("multiplicity"),
         ),
         Asset(
             "loss_matrix",
@@ -445,6 +437,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(bank, *every_outcome),
             lambda key: {"personas": list(study.personas), "cells": cells},
+            sources=lambda key: code_sources("loss_matrix"),
         ),
         Asset(
             "exploratory_estimates",
@@ -463,6 +456,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
                 "inference": study.inference.model_dump(mode="json"),
                 "seed": study.seed,
             },
+            sources=lambda key: code_sources("exploratory_estimates"),
         ),
         *(
             [
@@ -488,6 +482,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
                         "seed": study.seed,
                         "confidence": study.inference.confidence,
                     },
+                    sources=lambda key: code_sources("vocabulary_leakage"),
                 )
             ]
             if speaking
@@ -502,7 +497,8 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(*landed),
             lambda key: study.model_dump(mode="json"),
-            records=True,
+            sources=lambda key: code_sources("number_ledger"),
+            records=frozenset({"checkpoint", "cell_outcomes", "baseline_outcomes"}),
         ),
         Asset(
             "warehouse",
@@ -513,7 +509,8 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(*landed, Ref("number_ledger")),
             lambda key: study.model_dump(mode="json"),
-            records=True,
+            sources=lambda key: code_sources("warehouse"),
+            records=frozenset({"checkpoint", "cell_outcomes", "baseline_outcomes"}),
         ),
         Asset(
             "forest_plot",
@@ -523,6 +520,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(Ref("multiplicity")),
             lambda key: {"contrasts": [contrast_settings(c)["contrast"] for c in contrasts]},
+            sources=lambda key: code_sources("forest_plot"),
         ),
         Asset(
             "loss_heatmap",
@@ -531,6 +529,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             "The loss matrix as a heatmap.",
             None,
             fixed(Ref("loss_matrix")),
+            sources=lambda key: code_sources("loss_heatmap"),
         ),
         Asset(
             "report",
@@ -540,6 +539,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             None,
             fixed(Ref("warehouse"), Ref("forest_plot"), Ref("loss_heatmap")),
             lambda key: study.model_dump(mode="json"),
+            sources=lambda key: code_sources("report"),
         ),
     ]
     return tuple(table)

@@ -18,12 +18,13 @@ from dagster import DagsterRunStatus as Status
 
 from persona_assets import environment
 from persona_assets.asset_table import JOBS
+from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.hashing import sha256_json
 from persona_assets.reporting.so_far import SO_FAR, so_far
 from persona_assets.run_lock import is_running
-from persona_assets.runner import WORKER_TAG, Unit
+from persona_assets.runner import Unit
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 

@@ -15,14 +15,17 @@ from dagster._core.execution.backfill import (
     BulkActionStatus,
     PartitionBackfill,
 )
+from dagster._core.storage.tags import PRIORITY_TAG
 from dagster._core.utils import make_new_backfill_id
 from dagster._time import get_current_timestamp
 
 from persona_assets.asset_table import JOBS
-from persona_assets.assets.base import partitions_definition
+from persona_assets.automation import Look
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.naming import listed
+from persona_assets.partitions import partitions_definition
+from persona_assets.release import release_read
 from persona_assets.run_lock import is_running
 from persona_assets.store import Ref, Store
 
@@ -42,6 +45,7 @@ def carry_over_backfill(graph: Graph, store_root: Path) -> dg.JobDefinition:
     )
     def request(context: dg.OpExecutionContext):
         store = Store(store_root, study.name)
+        release_read(graph, store)  # of runs that were killed before they could
         freshness = Freshness(graph, store)
         todo = [
             cell.key
@@ -55,6 +59,13 @@ def carry_over_backfill(graph: Graph, store_root: Path) -> dg.JobDefinition:
             return
         _refuse_if_busy(context.instance, store)
         chain = [Ref(asset, key) for key in todo for asset in JOBS["cell"].assets]
+        making = Look(context.instance, freshness).being_made
+        if runs := sorted({making[ref] for ref in chain if ref in making}):
+            raise dg.Failure(
+                f"some of these cells are being made by run {', '.join(runs)}. Wait for it, or "
+                "cancel it.",
+                allow_retries=False,
+            )
         if waits := freshness.waits_for(chain):
             raise NotReady(len(todo), waits)
         backfill_id = _request(context, graph, todo)
@@ -136,7 +147,8 @@ def _request(context: dg.OpExecutionContext, graph: Graph, cells: list[str]) -> 
         PartitionBackfill.from_asset_graph_subset(
             backfill_id=backfill_id,
             backfill_timestamp=get_current_timestamp(),
-            tags={"study": study, "job": NAME},
+            # A click on one cell goes before the cells that wait here.
+            tags={"study": study, "job": NAME, PRIORITY_TAG: "-1"},
             dynamic_partitions_store=context.instance,
             asset_graph_subset=AssetGraphSubset(partitions_subsets_by_asset_key=subsets),
             title=f"{len(cells)} carried-over cells of {study}",

@@ -51,17 +51,17 @@ def main() -> None:
 @click.option(
     "--workers",
     type=click.IntRange(1, 64),
-    default=lambda: min(environment.processors(), 8),
-    show_default="one a processor, at most 8",
+    show_default="one a processor, at most 8; one where a GPU's model is needed",
     help="Resident worker processes.",
 )
-def run(study: str, cells: str, up_to: str | None, workers: int) -> None:
+def run(study: str, cells: str, up_to: str | None, workers: int | None) -> None:
     """Make what is not up to date, each cell its own Dagster run."""
     from persona_assets import runner
     from persona_assets.run_lock import AlreadyRunning
 
-    _load(study)
+    loaded = _load(study)
     try:
+        workers = workers or runner.default_workers(loaded, up_to)
         outcomes = runner.run(study, cells, workers, up_to, say=click.echo)
     except (ValueError, AlreadyRunning) as error:
         raise click.ClickException(str(error)) from error

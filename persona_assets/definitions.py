@@ -15,11 +15,12 @@ import dagster as dg
 from persona_assets import environment
 from persona_assets.asset_table import JOBS
 from persona_assets.assets import MAKERS
-from persona_assets.assets.base import build_asset, partitions_definition
+from persona_assets.assets.base import build_asset
 from persona_assets.assets.so_far import build_so_far
 from persona_assets.automation import study_sensors
 from persona_assets.backfill import carry_over_backfill
 from persona_assets.graph import Graph
+from persona_assets.partitions import partitions_definition
 from persona_assets.reporting.so_far import SO_FAR
 from persona_assets.study import Study, load_study
 

@@ -28,6 +28,9 @@ PRIOR_DIR = "PERSONA_ASSETS_PRIOR_DIR"
 #: Where links into Dagster's web interface lead, for readers on another machine.
 UI = "PERSONA_ASSETS_UI"
 
+#: Run tag: the process of ``persona-assets run`` that makes it.
+WORKER_TAG = "persona_assets/worker"
+
 #: The files that stand for a split in :data:`ARC_DIR`, train first.
 ARC_FILES = ("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl")
 #: The files of a tokenizer, there and on the hub.

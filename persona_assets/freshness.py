@@ -32,6 +32,7 @@ class Freshness:
         self._states: dict[Ref, tuple[State, str]] = {}
         self._manifests: dict[Ref, Manifest | None] = {}
         self._damage: dict[Ref, str] = {}
+        self._blockers: dict[Ref, dict[Ref, str]] = {}
 
     def manifest(self, ref: Ref) -> Manifest | None:
         """The partition's manifest, read once; None if it has not landed or is damaged."""
@@ -75,11 +76,13 @@ class Freshness:
 
     def blockers(self, ref: Ref) -> dict[Ref, str]:
         """What must be made before ``ref`` can be, and why: the roots of what is not fresh."""
-        found: dict[Ref, str] = {}
-        for upstream in self.graph.upstream(ref):
-            if self.state(upstream) != "fresh":
-                found |= self.blockers(upstream) or {upstream: self.why(upstream)}
-        return found
+        if ref not in self._blockers:
+            found: dict[Ref, str] = {}
+            for upstream in self.graph.upstream(ref):
+                if self.state(upstream) != "fresh":
+                    found |= self.blockers(upstream) or {upstream: self.why(upstream)}
+            self._blockers[ref] = found
+        return self._blockers[ref]
 
     def waits_for(self, refs: Collection[Ref]) -> dict[Ref, str]:
         """What must be made before ``refs`` can be made together, upstream first, and why."""
@@ -110,7 +113,7 @@ class Freshness:
     def upstream_versions(self, ref: Ref, beside: Collection[Ref] = ()) -> dict[str, str]:
         """Data version of each upstream partition but those ``beside``, by ``str(Ref)``.
 
-        For an asset that records who made its upstream, with the hash of that.
+        For an asset that tells of its upstream's checks and runs, with the hash of those.
 
         Raises:
             KeyError: an upstream partition has not landed.
@@ -122,8 +125,10 @@ class Freshness:
             manifest = self.manifest(upstream)
             if manifest is None:
                 raise KeyError(str(upstream))
-            made = f"+{manifest.making[:16]}" if records else ""
-            versions[str(upstream)] = manifest.data_version + made
+            version = manifest.data_version
+            if records:
+                version += f"+{manifest.told(with_run=upstream.asset in records)[:16]}"
+            versions[str(upstream)] = version
         return versions
 
     def changes(self, ref: Ref) -> list[str]:
@@ -204,7 +209,7 @@ def _difference(was: Any, now: Any, kind: str, *path: str) -> str:
     if kind == "upstream":
         if not (was and now):
             return f"{name} {_came_or_went(was)}"
-        recorded = ", or was made by another run" if "+" in now else ""
+        recorded = ", other findings, or was made by another run" if "+" in now else ""
         return f"{name} has other content{recorded}"
     if kind == "sources":
         return f"the source of {name} {'changed' if was and now else _came_or_went(was)}"

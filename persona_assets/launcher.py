@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+import grpc
 from dagster import DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
@@ -16,7 +17,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
 
-from persona_assets.runner import WORKER_TAG
+from persona_assets.environment import WORKER_TAG
 
 _PATIENCE_SECONDS = 10
 
@@ -47,8 +48,11 @@ class LocalRunLauncher(DefaultRunLauncher):
         request = CanCancelExecutionRequest(run_id=run.run_id)
         try:
             answer = client.can_cancel_execution(request, timeout=_PATIENCE_SECONDS)
-        except DagsterUserCodeUnreachableError:
-            return False
+        except DagsterUserCodeUnreachableError as error:
+            # Nobody listens there. One that is only slow to answer may still be at the run.
+            cause = error.__cause__
+            gone = isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.UNAVAILABLE
+            return not gone
         return deserialize_value(answer, CanCancelExecutionResult).can_cancel
 
 

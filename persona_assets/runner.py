@@ -21,12 +21,14 @@ from typing import Literal
 
 from persona_assets import environment
 from persona_assets.asset_table import JOBS
+from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.pools import pool_of
 from persona_assets.release import release_read
 from persona_assets.run_lock import only_run
 from persona_assets.store import Ref, Store
-from persona_assets.study import load_study
+from persona_assets.study import Study, load_study
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,6 @@ class Outcome:
 
 
 _PENDING = Outcome("pending")
-WORKER_TAG = "persona_assets/worker"
 
 
 @dataclass
@@ -78,10 +79,7 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
         ValueError: no cell matches, or there is no asset ``up_to``.
     """
     study = graph.study
-    try:
-        asked = frozenset(graph.assets) if up_to is None else graph.ancestors(up_to)
-    except KeyError as error:
-        raise ValueError(error.args[0]) from error
+    asked = _asked(graph, up_to)
     chosen = [cell for cell in study.cells if fnmatch.fnmatchcase(cell.key, cells)]
     if not chosen:
         raise ValueError(
@@ -93,7 +91,8 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
     available = keys | {
         cell.key
         for cell in study.cells
-        if freshness.state(Ref("cell_outcomes", cell.key)) == "fresh"
+        if {freshness.state(Ref(a, cell.key)) for a in ("cell_outcomes", "cell_diagnostics")}
+        == {"fresh"}
     }
     conditions = {cell.condition for cell in chosen}
     contrasts = [
@@ -135,6 +134,26 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
             f"{up_to or 'the report'} ({len(study.cells) - len(available)} cells are missing)"
         )
     return Plan(units, waits_for, left_out)
+
+
+def default_workers(study: Study, up_to: str | None = None) -> int:
+    """How many workers to start: one where one of them would fill the GPU.
+
+    Raises:
+        ValueError: there is no asset ``up_to``.
+    """
+    asked = _asked(Graph(study), up_to)
+    if any(pool_of(asset, study) == "gpu" for asset in asked):
+        return 1
+    return min(environment.processors(), 8)
+
+
+def _asked(graph: Graph, up_to: str | None) -> frozenset[str]:
+    """The assets to be made: all, or what ``up_to`` is made from and itself."""
+    try:
+        return frozenset(graph.assets) if up_to is None else graph.ancestors(up_to)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
 
 
 def run(

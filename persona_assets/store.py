@@ -13,9 +13,11 @@ partition whose files are released keeps its manifest, and counts as landed with
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,8 @@ from persona_assets.audit import Audit
 from persona_assets.hashing import sha256_file, sha256_json, sha256_text
 
 _DRAFT = ".draft-"
+#: Seconds within which a new draft is locked.
+_UNLOCKED_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +112,11 @@ class Manifest:
         """The audits on account of which consumers must refuse the partition."""
         return tuple(audit for audit in self.audits if audit.blocks)
 
-    @property
-    def making(self) -> str:
-        """Hash of who made it, what they had to say, and what was checked: not of its content."""
-        audits = [asdict(audit) for audit in self.audits]
-        said = [self.provenance.run_id, self.summary, audits]
+    def told(self, with_run: bool) -> str:
+        """Hash of what was checked of it and, if asked, of who made it in how long."""
+        said: list[Any] = [asdict(audit) for audit in self.audits]
+        if with_run:
+            said += [self.provenance.run_id, self.summary.get("seconds")]
         return sha256_text(json.dumps(said, sort_keys=True))
 
     @classmethod
@@ -248,21 +252,26 @@ class Store:
     def draft(self, ref: Ref) -> Iterator[Path]:
         """A temporary folder to write a partition's files into, removed afterwards.
 
-        :meth:`land` renames it into place; without that, nothing has happened.
+        :meth:`land` renames it into place; without that, nothing has happened. Drafts that killed
+        processes left of the partition are removed: a living one holds its draft's lock.
 
         Raises:
             StoreError: the folder cannot be made; names the path.
         """
         folder = self.folder(ref)
         draft = folder / f"{_DRAFT}{uuid.uuid4().hex}"
+        lock = None
         try:
             draft.mkdir(parents=True)
+            lock = _locked(draft)
+            _sweep(folder)
         except OSError as error:
             raise StoreError(f"{draft} cannot be made for {ref} ({error}).") from error
         try:
             yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+            os.close(lock)
 
     def land(
         self,
@@ -340,6 +349,34 @@ class Store:
             raise StoreError(f"{folder} cannot be cleared of released files ({error}).") from error
 
 
+def _locked(draft: Path) -> int:
+    """Lock a draft as long as the descriptor is open, and thus no longer than this process lives.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(draft, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the drafts in a partition's folder that no process holds any more."""
+    for draft in folder.glob(f"{_DRAFT}*"):
+        try:
+            if time.time() - draft.stat().st_mtime < _UNLOCKED_SECONDS:
+                continue  # perhaps made just now, and about to be locked
+            lock = _locked(draft)
+        except OSError:  # at work, or gone
+            continue
+        shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` to a temporary file beside ``path``, flush it to disk, rename it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -385,9 +422,11 @@ def _verify(path: Path, entry: dict[str, Any], ref: Ref) -> None:
         )
     found = _hash_once(path, stat.st_mtime_ns, stat.st_size)
     if found != entry["sha256"]:
+        aside = path.with_name(f".damaged-{uuid.uuid4().hex}-{path.name}")
+        os.replace(path, aside)  # the partition now counts as missing, and a re-run makes it again
         raise StoreError(
-            f"{path} has SHA-256 {found}, its manifest says {entry['sha256']}. "
-            f"Delete it and materialize {ref} again."
+            f"{path} has SHA-256 {found}, its manifest says {entry['sha256']}. It was set aside as "
+            f"{aside.name}. Materialize {ref} again."
         )
 
 

@@ -16,10 +16,10 @@ from persona_assets.asset_table import JOBS
 from persona_assets.audit import Audit, audit
 from persona_assets.automation import MADE_FROM, MAKES
 from persona_assets.definitions import study_definitions
+from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.reporting.so_far import SO_FAR, so_far
 from persona_assets.run_lock import AlreadyRunning, is_running, only_run
-from persona_assets.runner import WORKER_TAG
 from persona_assets.store import Provenance, Ref
 from persona_assets.study import StudyError
 from persona_assets_tests.fabricated import Fabricated

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from persona_assets import environment
+from persona_assets import code_sources, environment
 from persona_assets.audit import audit
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.freshness import Freshness
@@ -443,25 +443,86 @@ def test_failed_warning_leaves_a_partition_usable(graph, tmp_path):
     assert Freshness(graph, store).state(ref) == "fresh"
 
 
-def test_who_made_a_partition_is_recorded_by_ledger_and_warehouse_alone(tmp_path):
-    """A cell remade with equal content has another run and other seconds, which both tell."""
-    study = changed(
-        (PROJECT / "data" / "studies" / "mini.yaml").read_text("utf-8"),
+def small() -> Graph:
+    """The mini study with two sources."""
+    text = (PROJECT / "data" / "studies" / "mini.yaml").read_text("utf-8")
+    return changed(
+        text,
         "sources: [software_engineer, librarian, comedian, police_officer]",
         "sources: [librarian, comedian]",
     )
-    store = Store(tmp_path, "mini")
+
+
+@pytest.mark.parametrize(
+    ("asset", "stales"),
+    [
+        ("cell_outcomes", {"number_ledger", "warehouse", "report"}),
+        ("checkpoint", {"number_ledger", "warehouse", "report"}),
+        ("training_dataset", set()),
+    ],
+)
+def test_a_cell_remade_with_equal_content_stales_what_tells_of_its_run(tmp_path, asset, stales):
+    """Its run and its seconds stand in the warehouse and its numbers; those of a dataset do not."""
+    study, store = small(), Store(tmp_path, "mini")
     land_everything(study, store)
-    assert stale(study, store) == {}
-    again = Ref("cell_outcomes", "librarian.garbage_cot.42")
+    again = Ref(asset, "librarian.garbage_cot.42")
     with store.draft(again) as draft:
         (draft / "file").write_text(f"{again} content")
         inputs = Freshness(study, store).inputs(again)
         other_run = Provenance("another run", inputs, study.study.content_hash)
         store.land(again, draft, provenance=other_run)
+    assert set(stale(study, store)) == stales
+    if stales:
+        (why,) = Freshness(study, store).changes(Ref("number_ledger"))
+        assert why == f"{again} has other content, other findings, or was made by another run"
+        land(study, store, Ref("number_ledger"))
+        land(study, store, Ref("warehouse"))
+        assert stale(study, store) == {}
+
+
+def test_another_finding_about_equal_content_stales_what_quotes_it(tmp_path):
+    study, store = small(), Store(tmp_path, "mini")
+    land_everything(study, store)
+    texts = {"observed": "all are A", "threshold": "few", "remedy": "Look."}
+    found = audit("letter_collapse", False, blocking=False, **texts)
+    land(study, store, Ref("cell_diagnostics", "librarian.garbage_cot.42"), audits=[found])
     assert set(stale(study, store)) == {"number_ledger", "warehouse", "report"}
-    why = Freshness(study, store).changes(Ref("number_ledger"))
-    assert why == [f"{again} has other content, or was made by another run"]
-    land(study, store, Ref("number_ledger"))
-    land(study, store, Ref("warehouse"))
-    assert stale(study, store) == {}
+
+
+def test_what_the_carried_over_cells_were_trained_with_is_compared_anew(
+    study_texts, tmp_path, monkeypatch
+):
+    """The recipe of another's checkpoints is an input of the contrasts' check, and of no cell."""
+    for variable in (environment.ARC_DIR, environment.TOKENIZER_DIR):
+        monkeypatch.delenv(variable, raising=False)
+    text = study_texts["length_matched"].replace("seeds: [42, 137, 256]", "seeds: [42]")
+    store = Store(tmp_path, "length_matched")
+    land_everything(Graph(parse_study(text)), store)
+    other = changed(text, "    rank: 32\n", "    rank: 16\n")
+    found = stale(other, store)
+    assert found["contrast_estimate"] == {c.key for c in other.study.contrast_list}
+    assert not {"checkpoint", "cell_outcomes", "cell_diagnostics", "loss_matrix"} & set(found)
+
+
+def test_other_code_of_an_analysis_stales_it(tmp_path, monkeypatch):
+    study, store = small(), Store(tmp_path, "mini")
+    land_everything(study, store)
+    hashes = code_sources.module_hashes
+
+    def edited(*names: str) -> dict[str, str]:
+        return hashes(*names) | ({"edited": "1"} if "stats.lexicon" in names else {})
+
+    monkeypatch.setattr(code_sources, "module_hashes", edited)
+    assert set(stale(small(), store)) == {
+        *("vocabulary_leakage", "number_ledger", "warehouse", "report")
+    }
+
+
+def test_every_module_that_an_asset_is_made_by_is_there():
+    for asset in code_sources._MODULES:
+        hashes = code_sources.code_sources(asset)
+        assert len(hashes) >= 2, asset
+        assert asset in MINI.assets
+    assert {"report.html.j2", "report.md.j2", "report.css.j2"} <= set(
+        code_sources.code_sources("report")
+    )

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import dagster as dg
+import grpc
 import pytest
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from persona_assets import environment
+from persona_assets.environment import WORKER_TAG
 from persona_assets.launcher import LocalRunLauncher
 from persona_assets.pools import POOLS, open_pools, pool_of
-from persona_assets.runner import WORKER_TAG
 from persona_assets_tests.conftest import PROJECT
 
 
@@ -81,6 +84,29 @@ def test_a_run_whose_process_is_gone_is_told_from_one_at_work(instance, tmp_path
     assert status(instance, **{GRPC_INFO_TAG: nobody}) == WorkerStatus.NOT_FOUND
     # By hand, with `dagster asset materialize`: not ours to end.
     assert status(instance) == WorkerStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (grpc.StatusCode.DEADLINE_EXCEEDED, WorkerStatus.RUNNING),
+        (grpc.StatusCode.UNAVAILABLE, WorkerStatus.NOT_FOUND),
+    ],
+)
+def test_a_code_server_that_is_slow_to_answer_is_not_taken_for_dead(
+    instance, monkeypatch, answer, found
+):
+    class Unanswered(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return answer
+
+    def ask(*args, **more):
+        raise DagsterUserCodeUnreachableError("no answer") from Unanswered()
+
+    client = SimpleNamespace(can_cancel_execution=ask)
+    launcher = instance.run_launcher
+    monkeypatch.setattr(launcher, "_get_grpc_client_for_termination", lambda run_id: client)
+    assert status(instance, **{GRPC_INFO_TAG: "{}"}) == found
 
 
 def test_workers_of_their_own_wait_for_no_pool_and_are_counted_by_the_queue(instance):

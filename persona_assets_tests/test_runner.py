@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 
+from persona_assets import environment
 from persona_assets.graph import Graph
-from persona_assets.runner import Outcome, Plan, Unit, _Dispatcher, plan
+from persona_assets.runner import Outcome, Plan, Unit, _Dispatcher, default_workers, plan
 from persona_assets.store import Ref, Store
 from persona_assets_tests.test_graph import land_everything
 
@@ -108,3 +109,26 @@ def test_up_to_an_asset_is_what_it_is_made_from(graph, tmp_path):
     assert part.left_out == ["loss_matrix (59 cells are missing)"]
     with pytest.raises(ValueError, match=r"no asset 'dataset'\. Did you mean"):
         plan(graph, store, up_to="dataset")
+
+
+def test_a_contrast_waits_for_the_diagnostics_of_its_cells(graph, tmp_path):
+    """Evaluated cells that were not diagnosed cannot be contrasted by a run of other cells."""
+    store = Store(tmp_path, "mini")
+    land_everything(graph, store)
+    undiagnosed = "librarian.persona_cot.42"
+    (store.folder(Ref("cell_diagnostics", undiagnosed)) / "manifest.json").unlink()
+    todo = plan(graph, store, "librarian.garbage_cot.42")
+    contrasts = {unit.key for unit in todo.units if unit.job == "contrasts"}
+    assert contrasts == {
+        c.key for c in graph.study.contrast_list if "persona_cot" not in (c.a, c.b)
+    }
+    assert todo.left_out[-1] == "the report (1 cells are missing)"
+
+
+def test_a_gpu_is_given_to_one_worker(mini, length_matched, monkeypatch):
+    monkeypatch.setattr(environment, "processors", lambda: 16)
+    assert default_workers(mini) == 8
+    assert default_workers(length_matched) == 1
+    assert default_workers(length_matched, "training_dataset") == 8
+    with pytest.raises(ValueError, match="training_dataset"):
+        default_workers(length_matched, "training_datset")

@@ -80,6 +80,21 @@ def test_a_draft_that_is_not_landed_leaves_nothing(store):
     assert store.manifest(REF) is None
 
 
+def test_drafts_of_the_dead_are_removed_and_those_of_the_living_are_not(store):
+    old = time.time() - 3600
+    left = store.folder(REF) / ".draft-dead"
+    left.mkdir(parents=True)
+    (left / "weights").write_bytes(b"half")
+    os.utime(left, (old, old))
+    with store.draft(REF) as living:
+        os.utime(living, (old, old))
+        with store.draft(REF) as other:
+            assert living.is_dir()
+            assert other.is_dir()
+            assert not left.exists()
+    assert list(store.folder(REF).iterdir()) == []
+
+
 def test_an_empty_draft_does_not_land(store):
     with store.draft(REF) as draft, pytest.raises(StoreError, match="nothing was written"):
         store.land(REF, draft, provenance=MADE_BY)
@@ -99,6 +114,10 @@ def test_damaged_files_are_named_not_used(store, damage):
         store.frame(REF)
     with pytest.raises(StoreError, match=r"rows\.parquet"):
         store.directory(REF)
+    # A re-run sees it, and makes the partition again.
+    assert "rows.parquet" in store.damage(store.landed(REF))
+    assert land(store, REF, 7).version == manifest.version
+    assert store.frame(REF)["value"].to_list() == [7]
 
 
 LAND_AT_ONCE = """

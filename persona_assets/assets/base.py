@@ -18,6 +18,7 @@ from persona_assets.audit import Audit
 from persona_assets.checks import check_results, check_specs
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.partitions import dependency, partitions_definition
 from persona_assets.pools import pool_of
 from persona_assets.release import release_read
 from persona_assets.store import Manifest, Provenance, Ref, Store
@@ -147,9 +148,7 @@ def build_asset(graph: Graph, asset: Asset, make: Maker, store_root: Path) -> dg
 
     @dg.asset(
         key=key,
-        deps=[
-            _dependency(graph, asset, upstream) for upstream in graph.upstream_assets(asset.name)
-        ],
+        deps=[dependency(graph, asset, upstream) for upstream in graph.upstream_assets(asset.name)],
         partitions_def=partitions,
         group_name=asset.group,
         description=asset.description,
@@ -171,28 +170,6 @@ def build_asset(graph: Graph, asset: Asset, make: Maker, store_root: Path) -> dg
             raise _try_again(error, context.retry_number) from error
 
     return compute
-
-
-def partitions_definition(asset: Asset) -> dg.StaticPartitionsDefinition | None:
-    """The asset's partitions: one flat, ordered list of keys, since the grid is sparse."""
-    return None if asset.keys is None else dg.StaticPartitionsDefinition(list(asset.keys))
-
-
-def _dependency(graph: Graph, asset: Asset, upstream: str) -> dg.AssetDep:
-    """The edge to an upstream asset, mapped partition by partition where both have them.
-
-    Between assets of the same keys it is the identity. A backfill of a cell's assets follows the
-    edges down from the first of them: under a mapping of the trained keys only, it silently left
-    out the checkpoints of carried-over cells.
-    """
-    key = dg.AssetKey([graph.study.name, upstream])
-    above = graph.assets[upstream].keys
-    if asset.keys is None or above is None:
-        return dg.AssetDep(key)
-    if asset.keys == above:
-        return dg.AssetDep(key, partition_mapping=dg.IdentityPartitionMapping())
-    mapping = {up: sorted(down) for up, down in graph.key_mapping(asset.name, upstream).items()}
-    return dg.AssetDep(key, partition_mapping=dg.StaticPartitionMapping(mapping))
 
 
 def _tags(study: Study, asset: Asset) -> dict[str, str]:
@@ -226,6 +203,7 @@ def _materialize(
         raise UpstreamNotReady(ref, blockers)
     if not config.force and freshness.state(ref) == "fresh":
         manifest = store.landed(ref)
+        release_read(graph, store, ref)  # of a run that was killed before it could
         context.log.info(
             f"{freshness.why(ref)}: kept as run {manifest.provenance.run_id} made it; the run "
             "config `force: true` makes it again"

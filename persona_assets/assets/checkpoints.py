@@ -19,7 +19,7 @@ from persona_assets.store import write_atomically
 from persona_assets.study_schema import HubRegistry, TrainingRecipe
 from persona_assets.training.checkpoints import adapter_hash, fits_base
 from persona_assets.training.dataset import build_dataset
-from persona_assets.training.registry import FolderRegistry, HubFolders
+from persona_assets.training.registry import FolderRegistry, HubFolders, RegistryError
 
 
 def checkpoint(task: Task) -> Made:
@@ -68,7 +68,12 @@ def _carried_over(task: Task) -> Made:
         form, source = settings.format, f"{settings.repo} at {settings.revision}"
     else:
         pinned = task.manifest("prior_checkpoint", task.key).data_version
-        sha256 = _local_registry(task).fetch(task.key, task.draft, expected=pinned)
+        registry = _local_registry(task)
+        try:
+            sha256 = registry.fetch(task.key, task.draft, expected=pinned)
+        except RegistryError:  # lost or damaged since; the store has what was published
+            registry.publish(task.key, task.directory("prior_checkpoint", task.key))
+            sha256 = registry.fetch(task.key, task.draft, expected=pinned)
         form, source = "adapter", f"local registry, {pinned}"
     return Made(
         audits=[fits_base(task.draft, base, form)],

@@ -37,6 +37,7 @@ from persona_assets.evaluation.outcomes import (
     truncation_audit,
 )
 from persona_assets.evaluation.probe import base_unchanged_audit, probe, probe_prompts
+from persona_assets.hashing import sha256_json
 from persona_assets.questions.bank import from_frame
 from persona_assets.rationales.condition import write_rows
 from persona_assets.rationales.methods import make_writer
@@ -269,5 +270,6 @@ def _land(
             )
         )
         | number_links(task.graph, f"list_contains(cells, '{task.ref.key or BASELINE}')"),
-        data_version=outcomes_data_version(frame),
+        # With the engine: rows that another one gives alike say something else of a contrast.
+        data_version=sha256_json([outcomes_data_version(frame), fingerprint]),
     )

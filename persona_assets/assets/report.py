@@ -38,7 +38,7 @@ def number_ledger(task: Task) -> Made:
         checks=_checks(task),
         vocabulary=_vocabulary(task).get("vocabulary"),
     )
-    with tempfile.TemporaryDirectory(dir=task.draft.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=task.draft) as folder:
         path = Path(folder) / "passing.duckdb"
         _build(task, path, {}, passing=True)
         with duckdb.connect(str(path)) as db:

@@ -144,10 +144,11 @@ class FolderRegistry:
             draft.mkdir()
             for name in ADAPTER_FILES:
                 shutil.copyfile(adapter_dir / name, draft / name)
-            target = self.root / sha256
+            target, old = self.root / sha256, self.root / f".old-{uuid.uuid4().hex}"
             if target.exists():  # published before, perhaps damaged since
-                shutil.rmtree(target)
+                target.rename(old)
             draft.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -162,13 +163,13 @@ class FolderRegistry:
     def _error(self, cell_key: str, what: str) -> RegistryError:
         return RegistryError(
             f"checkpoint of cell {cell_key} cannot be fetched from {self.root}: {what}. "
-            f"Materialize prior_checkpoint[{cell_key}] to publish it again."
+            "It is published again from the store when the checkpoint is materialized."
         )
 
     def _damaged(self, what: str) -> RegistryError:
         return RegistryError(
-            f"{self.lock_file} is damaged ({what}). Delete it and materialize prior_checkpoint "
-            "again."
+            f"{self.lock_file} is damaged ({what}). Delete it: what it lacks is published again "
+            "from the store."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -245,7 +246,7 @@ def test_a_killed_run_leaves_no_orphan_and_is_finished_by_the_next(own_project):
     (own_project.store.folder(Ref("checkpoint", CELL)) / "manifest.json").unlink()
     command = own_project.command("run", "--study", "tiny", "--workers", "1")
     process = subprocess.Popen(command, env=own_project.environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     drafts = own_project.store.folder(Ref("checkpoint", CELL))
     while not list(drafts.glob(".draft-*")):
         assert time.monotonic() < deadline, "the cell's training never started"
@@ -279,9 +280,12 @@ def test_a_lost_run_is_closed_by_the_next(own_project, monkeypatch):
         assert instance.get_run_by_id(lost.run_id).status == dg.DagsterRunStatus.FAILURE
 
 
-def test_a_deleted_file_and_a_changed_title_are_made_good(own_project):
+def test_what_is_lost_and_a_changed_title_are_made_good(own_project):
+    """A deleted file of outcomes; a carried-over checkpoint, and the registry it came from."""
     outcomes = own_project.store.path(Ref("cell_outcomes", CELL), "outcomes.parquet")
     outcomes.unlink()
+    (own_project.store.folder(Ref("checkpoint", CARRIED)) / "manifest.json").unlink()
+    shutil.rmtree(own_project.data / "registry")
     study = own_project.data / "studies" / "tiny.yaml"
     study.write_text(study.read_text("utf-8").replace("title: Miniature", "title: Changed"))
     done = own_project.run("run", "--study", "tiny", "--workers", "1")
@@ -304,7 +308,7 @@ def materialize(project, asset: str, key: str) -> subprocess.CompletedProcess[st
         env=project.environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

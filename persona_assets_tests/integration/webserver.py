@@ -42,12 +42,12 @@ class Webserver:
             json.dumps({"query": query, "variables": variables}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=120) as reply:
             answer = json.load(reply)
         assert "errors" not in answer, answer
         return answer["data"]
 
-    def wait_until_up(self, seconds: float = 90) -> None:
+    def wait_until_up(self, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -104,7 +104,7 @@ def launch(
     )["launchPipelineExecution"]
     assert launched["__typename"] == "LaunchRunSuccess", launched
     run_id = launched["run"]["runId"]
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     status = ""
     while status not in ("SUCCESS", "FAILURE", "CANCELED"):
         assert time.monotonic() < deadline, f"run {run_id} is still {status}"
