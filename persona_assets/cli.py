@@ -112,7 +112,9 @@ def status(study: str, why: str | None) -> None:
 @main.command()
 @study_option
 @click.argument("query")
-@click.option("--limit", default=100, show_default=True, help="Rows shown at most.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="Rows shown at most."
+)
 def sql(study: str, query: str, limit: int) -> None:
     """Run a read-only query on the study's warehouse and print the rows."""
     import duckdb
@@ -125,9 +127,11 @@ def sql(study: str, query: str, limit: int) -> None:
             result = db.execute(query)
         except duckdb.Error as error:
             raise click.ClickException(str(error)) from error
+        if result is None:
+            raise click.ClickException('there is no query: try "FROM study"')
         names = [column[0] for column in result.description or ()]
         found = result.fetchmany(limit + 1)
-    click.echo(text_table(names, found[:limit]))
+    click.echo(text_table(names, found[:limit], exact=True))
     if len(found) > limit:
         click.echo(f"… the first {limit} rows; --limit shows more")
 
@@ -136,7 +140,9 @@ def sql(study: str, query: str, limit: int) -> None:
 @study_option
 @click.argument("number_id")
 @click.option("--rows", is_flag=True, help="Show the question rows behind the number.")
-@click.option("--limit", default=20, show_default=True, help="Rows shown at most.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Rows shown at most."
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def trace(study: str, number_id: str, rows: bool, limit: int, as_json: bool) -> None:
     """Where a number of the report comes from, and whether it comes out again."""

@@ -329,7 +329,9 @@ def cell_row(cell: Cell | None) -> dict[str, object]:
         "seed": cell.seed,
         "origin": cell.origin,
         "checkpoint_sha256": sha256_text(cell.key),
-        "dataset_sha256": sha256_text(f"dataset of {cell.key}"),
+        ("" if cell.origin == "trained" else "reference_") + "dataset_sha256": sha256_text(
+            f"dataset of {cell.key}"
+        ),
         "checkpoint_run_id": f"run-{cell.key}",
         "checkpoint_seconds": 2.5,
         "checkpoint_device": "cpu" if cell.origin == "trained" else None,

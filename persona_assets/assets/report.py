@@ -153,7 +153,8 @@ def _cells(task: Task) -> pl.DataFrame:
                 "origin": cell.origin,
                 "checkpoint_source": checkpoint.summary["source"],
                 "checkpoint_sha256": checkpoint.data_version,
-                "dataset_sha256": dataset.data_version,
+                ("" if cell.origin == "trained" else "reference_")
+                + "dataset_sha256": dataset.data_version,
                 "checkpoint_run_id": checkpoint.provenance.run_id,
                 "checkpoint_seconds": checkpoint.summary["seconds"],
                 "checkpoint_device": checkpoint.summary.get("device"),

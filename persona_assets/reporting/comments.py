@@ -66,7 +66,10 @@ COLUMNS = {
     "checkpoint_source": "Where the checkpoint's files come from.",
     "checkpoint_run_id": "Dagster run that made or fetched the checkpoint.",
     "checkpoint_seconds": "Time on the clock to make or fetch the checkpoint, in seconds.",
-    "dataset_sha256": "Content hash of the cell's training rows.",
+    "dataset_sha256": "Content hash of the rows that the cell was trained on; NULL where the "
+    "checkpoint is carried over, since they are not known.",
+    "reference_dataset_sha256": "Content hash of a carried-over cell's reference rows, which its "
+    "checkpoint did not see.",
     "outcomes_sha256": "Content hash of the cell's outcome rows.",
     "outcomes_run_id": "Dagster run that made the cell's outcome rows.",
     "outcomes_seconds": "Time on the clock to evaluate the cell, in seconds.",

@@ -18,6 +18,7 @@ from persona_assets.audit import Audit, audit
 from persona_assets.reporting import queries
 from persona_assets.reporting.conclusions import confidence
 from persona_assets.reporting.ledger import Ledger
+from persona_assets.reporting.markdown import CODE, END, MARK, plain
 from persona_assets.reporting.printed import FIELDS, STYLES, StudyValues, written
 from persona_assets.reporting.prose import P_FORMULA
 from persona_assets.reporting.report import QUOTED_KEYS, SECTIONS, Report, asked
@@ -48,8 +49,8 @@ _WITH_DIGIT = re.compile(r"[^\s()\[\],;:|“”]*\d[^\s()\[\],;:|“”]*")
 _LEAST_PREFIX = 7
 _INLINE = {"a", "code", "em", "span", "strong"}
 _VOID = {"br", "img", "meta"}
-#: What is not prose; the title repeats what the page has.
-_SKIPPED = {"style", "svg", "title"}
+#: Attributes that a reader sees or hears.
+_SPOKEN = ("alt", "aria-label", "title", "placeholder", "value")
 #: What an element is looked at by: the attribute that it names its origin with.
 _ORIGINS = ("data-number", "data-study", "data-table")
 
@@ -93,6 +94,8 @@ class Page(html.parser.HTMLParser):
         attributes = {name: value or "" for name, value in attrs}
         if tag not in _INLINE:
             self.prose += "\n"
+        for name in _SPOKEN:
+            self.prose += f"\n{attributes[name]}\n" if name in attributes else ""
         if tag == "section":
             self.sections.append(attributes.get("id", ""))
         if tag == "h2" and self.sections:
@@ -128,7 +131,9 @@ class Page(html.parser.HTMLParser):
             self.marked[-1] = (attributes, text + data)
         elif self._within("code"):
             self.codes[-1] += data
-        elif not any(tag in _SKIPPED for tag, _ in self._open):
+        elif self._within("style"):
+            self.prose += " ".join(re.findall(r"content\s*:\s*([^;}]*)", data))
+        else:
             self.prose += data
             return
         self.prose += " "
@@ -157,9 +162,9 @@ def lint_audits(report: Report, warehouse: Path, study: Study) -> list[Audit]:
         ledger = read_ledger(db)
         numbers = [
             *lint_numbers(page, db, ledger, study),
-            *lint_markdown(report.markdown, page, study),
+            *lint_markdown(report.marked_markdown, page, db, ledger, study),
         ]
-        structure = lint_structure(page, ledger, study)
+        structure = lint_structure(page, ledger, queries.checks(db), study)
     return [
         audit(
             "numbers_in_ledger",
@@ -263,6 +268,14 @@ def _unknown_codes(
     page: Page, db: duckdb.DuckDBPyConnection, ledger: Ledger, study: Study
 ) -> Iterator[str]:
     """What is set as code, with digits in it, and is no name of the study or the warehouse."""
+    known = _known_codes(db, ledger, study)
+    for text in page.codes:
+        if re.search(r"\d", text) and text not in known:
+            yield f"{text} is set as code, and is no name of the study or the warehouse"
+
+
+def _known_codes(db: duckdb.DuckDBPyConnection, ledger: Ledger, study: Study) -> set[str]:
+    """The names that may be set as code: of numbers, cells, columns, lexicon words, hashes."""
     known = {P_FORMULA, *ledger, *_strings(study.model_dump(mode="json"))}
     known |= set(queries.study_row(db).values())
     known |= {cell.key for cell in study.cells} | set(study.conditions)
@@ -271,23 +284,46 @@ def _unknown_codes(
     known |= {row["column_name"] for row in columns}
     if any(row["table_name"] == "lexicon" for row in columns):
         known |= {row["word"] for row in queries.rows(db, "SELECT word FROM lexicon")}
-    for text in page.codes:
-        if re.search(r"\d", text) and text not in known:
-            yield f"{text} is set as code, and is no name of the study or the warehouse"
+    return known
 
 
-def lint_markdown(markdown: str, page: Page, study: Study) -> list[str]:
-    """One sentence for each number of the Markdown that the page does not print.
+def lint_markdown(
+    marked: str, page: Page, db: duckdb.DuckDBPyConnection, ledger: Ledger, study: Study
+) -> list[str]:
+    """One sentence for each number of the Markdown that names no origin, or that the page lacks.
 
-    The page's numbers are looked up; those of the Markdown must be among them. Code, which holds
-    names and quoted texts, is passed over.
+    Args:
+        marked: The Markdown with its marks (``markdown.MARK``).
+        page: The page of the same report, whose numbers were looked up.
     """
-    prose = re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
-    prose = re.sub(r"(`+).*?\1", " ", prose)
-    prose = re.sub(r"!\[[^\]]*\]\([^)]*\)|^ *-+\|.*$", " ", prose, flags=re.MULTILINE)
-    prose = re.sub(r"\\(?=[^\w\s]|_)|\*\*", "", prose)
     printed = {token for _, text in page.marked for token in _tokens(text)}
-    return list(_unaccounted(prose, _names(study) | printed))
+    known = _known_codes(db, ledger, study)
+    prose, found = "", []
+    for kind, text in _pieces(marked):
+        if kind == CODE:
+            name = text.strip("`").strip().replace("\\|", "|")
+            if re.search(r"\d", name) and name not in known:
+                found.append(f"{name} is set as code, and is no name of the study or the warehouse")
+        elif kind == MARK:
+            if not text.startswith("```"):
+                found += [
+                    f"{token} is in the Markdown, and not on the page"
+                    for token in _tokens(plain(text))
+                    if token not in printed
+                ]
+        else:
+            prose += plain(text).replace("**", "")
+        prose += " " if kind else ""
+    return [*found, *_unaccounted(prose, _names(study))]
+
+
+def _pieces(marked: str) -> Iterator[tuple[str, str]]:
+    """The text in order: what stands between marks with the mark, the rest with none."""
+    for piece in re.split(f"([{MARK}{CODE}][^{END}]*{END})", marked):
+        if piece[:1] in (MARK, CODE):
+            yield piece[0], piece[1:-1]
+        elif piece:
+            yield "", piece
 
 
 def _unaccounted(prose: str, names: set[str]) -> Iterator[str]:
@@ -300,6 +336,8 @@ def _unaccounted(prose: str, names: set[str]) -> Iterator[str]:
 
 
 def _tokens(text: str) -> list[str]:
+    """What has a digit, of any script, a fraction or a numeral in it."""
+    text = "".join("0" if c.isnumeric() and not c.isdecimal() else c for c in text)
     return [token.lstrip("*’'\"±").rstrip(".*’'\"…") for token in _WITH_DIGIT.findall(text)]
 
 
@@ -323,14 +361,16 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(list(item) if isinstance(item, tuple) else item)
 
 
-def lint_structure(page: Page, ledger: Ledger, study: Study) -> list[str]:
+def lint_structure(
+    page: Page, ledger: Ledger, checks: list[queries.Row], study: Study
+) -> list[str]:
     """One sentence for each part that is missing, out of order or unexplained."""
     return [
         *_sections(page),
         *_figures(page),
         *_acronyms(page, study),
         *_samples(page),
-        *_markers(page, confidence(study, ledger).marker),
+        *_markers(page, confidence(study, ledger, checks).marker),
     ]
 
 
@@ -353,15 +393,19 @@ def _figures(page: Page) -> Iterator[str]:
 
 
 def _acronyms(page: Page, study: Study) -> Iterator[str]:
+    prose = page.prose
+    for own in sorted(set(_strings(study.model_dump(mode="json"))), key=len, reverse=True):
+        if re.search("[A-Z]{2}|CoT|LoRA", own):  # the study file's own words are its author's
+            prose = prose.replace(own, " ")
     for acronym, introduced in ACRONYMS.items():
-        used = re.search(rf"(?<!\w){acronym}(?!\w)", page.prose)
+        used = re.search(rf"(?<!\w){acronym}(?!\w)", prose)
         if used is None:
             continue
-        at = page.prose.find(introduced)
+        at = prose.find(introduced)
         if at < 0 or used.start() < at:
             yield f"{acronym} is used before it is introduced as “{introduced}”"
     file = study.model_dump_json()
-    for other in sorted(set(re.findall(r"\b[A-Z]{2,}\b", page.prose))):
+    for other in sorted(set(re.findall(r"\b[A-Z]{2,}\b", prose))):
         if other not in {*ACRONYMS, *_WORDS} and other not in file:
             yield f"{other} is nowhere introduced"
 

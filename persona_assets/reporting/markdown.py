@@ -10,6 +10,10 @@ from markupsafe import Markup
 
 from persona_assets.reporting.words import visible
 
+#: Around what names its origin, and around code, until :func:`unmarked` takes them away. Text
+#: cannot hold them: ``words.visible`` shows such characters by their numbers.
+MARK, CODE, END = "\ue000", "\ue001", "\ue002"
+
 _ACTIVE = re.compile(r"([\\`*_\[\]|~#!$<>&])")
 
 
@@ -21,6 +25,11 @@ def inline(value: Any) -> str:
     if isinstance(value, Markup):
         return value
     return Markup(_ACTIVE.sub(r"\\\1", _one_line(value)))
+
+
+def plain(text: str) -> str:
+    """What :func:`inline` was given, but for white space."""
+    return re.sub(rf"\\{_ACTIVE.pattern}", r"\1", text)
 
 
 def code(value: Any) -> Markup:
@@ -39,6 +48,16 @@ def fence(value: Any) -> Markup:
     text = visible(str(value))
     ticks = "`" * max(3, _longest_run(text) + 1)
     return Markup(f"{ticks}text\n{text}\n{ticks}")
+
+
+def marked(text: str) -> Markup:
+    """Rendered text that names its origin, or is quoted from the warehouse."""
+    return Markup(f"{MARK}{text}{END}")
+
+
+def unmarked(markdown: str) -> str:
+    """Markdown without the marks."""
+    return re.sub(f"[{MARK}{CODE}{END}]", "", markdown)
 
 
 def data_uri(svg: bytes) -> str:

@@ -17,7 +17,7 @@ from persona_assets.reporting import vocabulary_sql
 from persona_assets.reporting.diagnostic_numbers import diagnostic_numbers
 from persona_assets.reporting.ledger import Number
 from persona_assets.reporting.views import literal
-from persona_assets.stats.estimands import MACRO, registered
+from persona_assets.stats.estimands import MACRO
 from persona_assets.stats.losses import axis_size
 from persona_assets.study import Study
 
@@ -60,7 +60,10 @@ def study_numbers(study: Study, tables: Tables) -> Iterator[Number]:
     for row in tables.estimates.iter_rows(named=True):
         key = (row["contrast"], row["axis"], row["scope"], row["scheme"])
         p_holm = adjusted.get(key) if row["kind"] == "contrast" else None
-        yield from _estimate(study, row, p_holm)
+        numbers = list(_estimate(study, row, p_holm))
+        yield from numbers
+        if key[2:] == (MACRO, "question") and row["kind"] == "contrast":
+            yield from _less_published(study, row, numbers[0])
     for row in tables.losses.iter_rows(named=True):
         yield _loss(study, row)
     if tables.vocabulary is not None:
@@ -68,7 +71,6 @@ def study_numbers(study: Study, tables: Tables) -> Iterator[Number]:
             yield _vocabulary(study, row)
     yield from _accuracies(study)
     yield from diagnostic_numbers(study, tables.checks)
-    yield from _differences_from_published(study)
     yield from _counts(study)
     yield from _seconds(study)
 
@@ -165,11 +167,13 @@ def _by_seed(study: Study, row: Mapping[str, Any], rows: str) -> Iterator[Number
 
 
 def _error_ratio(row: Mapping[str, Any], rows: str) -> Number:
+    """The two standard errors are the ledger's own: ``trace`` makes both again."""
     key = row["number_id"].removesuffix("/question")
     error = "(SELECT std_error FROM numbers WHERE number_id = {})".format
+    ratio = row["se_ratio"]
     return Number(
         f"{key}/se_ratio",
-        float("nan"),
+        float("nan") if ratio is None else ratio,
         "ratio",
         2,
         "Standard error with questions drawn over that with pairs drawn.",
@@ -295,28 +299,22 @@ def _vocabulary(study: Study, row: Mapping[str, Any]) -> Number:
     )
 
 
-def _differences_from_published(study: Study) -> Iterator[Number]:
-    """How far the registered estimates are from the earlier experiment's, where the file has them.
+def _less_published(study: Study, row: Mapping[str, Any], ours: Number) -> Iterator[Number]:
+    """How far a registered estimate is from the earlier experiment's, where the file has one.
 
     The earlier value is a literal of the SQL: the warehouse holds this study's rows alone.
     """
-    for contrast in study.contrast_list:
-        earlier = contrast.published
-        if earlier is None:
-            continue
-        key = f"{registered(study, contrast).key}/{MACRO}"
+    earlier = study.contrast(f"{row['contrast']}.{row['axis']}").published
+    if earlier is not None:
         yield Number(
-            f"{key}/less_published",
+            ours.number_id.removesuffix("question") + "less_published",
             float("nan"),
             _LOSS,
-            1,
-            f"This study's estimate less the {earlier.estimate:g} that was published.",
-            f"SELECT estimate - ({earlier.estimate!r})\nFROM contrasts\n"
-            f"WHERE contrast = {literal(contrast.name)} AND axis = {literal(contrast.axis)}\n"
-            f"    AND scope = {literal(MACRO)} AND scheme = 'question'",
-            f"SELECT * FROM contrasts\nWHERE contrast = {literal(contrast.name)} "
-            f"AND axis = {literal(contrast.axis)}",
-            tuple(cell.key for cell in study.contrast_cells(contrast)),
+            ours.n,
+            f"{ours.formula} Less the {earlier.estimate:g} that was published.",
+            f"SELECT (\n{_indented(ours.sql)}\n) - ({earlier.estimate!r})",
+            ours.rows_sql,
+            ours.cells,
         )
 
 
@@ -340,7 +338,13 @@ def _accuracies(study: Study) -> Iterator[Number]:
 
 
 def _counts(study: Study) -> Iterator[Number]:
-    everything = (*(cell.key for cell in study.cells), BASELINE)
+    cells = tuple(cell.key for cell in study.cells)
+    made_from = {
+        "cells": cells,
+        "outcomes": (*cells, BASELINE),
+        "outcomes/baseline": (BASELINE,),
+        "training_rows": cells,
+    } | {f"outcomes/{arm}": tuple(c.key for c in study.cells if c.arm == arm) for arm in study.arms}
     tables = {
         "cells": ("cells", f"cell <> {literal(BASELINE)}", "Cells that were evaluated."),
         "outcomes": ("outcomes", "true", "Outcome rows."),
@@ -362,7 +366,7 @@ def _counts(study: Study) -> Iterator[Number]:
             formula,
             f"SELECT count(*)\nFROM {table}\nWHERE {where}",
             f"SELECT * FROM {table}\nWHERE {where}",
-            everything,
+            made_from.get(name, ()),  # questions are made from no cell
         )
     for arm in study.arms:
         where = f"arm = {literal(arm)}"
@@ -379,39 +383,39 @@ def _counts(study: Study) -> Iterator[Number]:
 
 
 def _seconds(study: Study) -> Iterator[Number]:
-    """Time on the clock, by stage and by device."""
-    spent = "sum(round(1000 * {0}_seconds)::BIGINT){1}".format
+    """Time on the clock, by stage, and by device over both stages that use one."""
     cells = (*(cell.key for cell in study.cells), BASELINE)
     rows = (
         "SELECT cell, checkpoint_seconds, checkpoint_device, outcomes_seconds, outcomes_device\n"
         "FROM cells\nORDER BY cell"
     )
-    for stage, what in (
-        ("checkpoint", "training or fetching the cells' checkpoints"),
-        ("outcomes", "evaluating the cells and the baseline"),
-    ):
+
+    def spent(stage: str, where: str) -> str:
+        milliseconds = f"sum(round(1000 * {stage}_seconds)::BIGINT)"
+        return f"coalesce({milliseconds} FILTER ({stage}_device {where}), 0)"
+
+    trained, measured = (spent(stage, "IS NOT NULL") for stage in ("checkpoint", "outcomes"))
+    wanted = {
+        "training": ("training the cells' adapters", trained),
+        "fetching": ("fetching carried-over checkpoints", spent("checkpoint", "IS NULL")),
+        "evaluation": ("evaluating the cells and the baseline", measured),
+    } | {
+        device: (
+            f"training and evaluation on {device}",
+            " + ".join(
+                spent(stage, f"= {literal(device)}") for stage in ("checkpoint", "outcomes")
+            ),
+        )
+        for device in ("cuda", "cpu")
+    }
+    for name, (what, sql) in wanted.items():
         yield Number(
-            f"seconds/{stage}",
+            f"seconds/{name}",
             float("nan"),
             "seconds",
             0,
-            f"Time on the clock of {what}, added up.",
-            f"SELECT {spent(stage, '')} / 1000\nFROM cells",
-            rows,
-            cells,
-        )
-    for device in ("cuda", "cpu"):
-        added = " + ".join(
-            f"coalesce({spent(stage, f' FILTER ({stage}_device = {literal(device)})')}, 0)"
-            for stage in ("checkpoint", "outcomes")
-        )
-        yield Number(
-            f"seconds/{device}",
-            float("nan"),
-            "seconds",
-            0,
-            f"Time on the clock of training and evaluation on {device}, added up over processes.",
-            f"SELECT ({added}) / 1000\nFROM cells",
+            f"Time on the clock of {what}, added up over processes.",
+            f"SELECT ({sql}) / 1000\nFROM cells",
             rows,
             cells,
         )

@@ -63,6 +63,15 @@ def methods(study: Study) -> list[Sentence]:
     return [*_trained_here(study), *_carried_over(study), _evaluation(study), _inference(study)]
 
 
+def reasoning_arms(study: Study) -> str:
+    """Which arms train on a rationale before the answer, as the subject of a sentence."""
+    reasoning = [arm for arm in study.arms if study.arm(arm).rationale != "none"]
+    others = [arm for arm in study.arms if arm not in reasoning]
+    if not reasoning:
+        return "No arm trains"
+    return f"Every arm but {listed(others)} trains" if others else "Every arm trains"
+
+
 def joined(sentences: Iterable[Sentence], between: str = ", ") -> list[Part]:
     """Sentences one after another, with ``between`` between them."""
     parts: list[Part] = []
@@ -197,7 +206,7 @@ def _inference(study: Study) -> Sentence:
         say("grid.least_p", "short"),
         " before adjustment. It is Holm-adjusted over the ",
         say("grid.contrasts"),
-        " registered contrasts, family-wise level ",
+        " registered contrasts within each scheme, family-wise level ",
         say("inference.family_alpha"),
         ". ",
         *decision_rule(study),

@@ -1,4 +1,4 @@
-"""The study's report, in HTML and Markdown, from nothing but the warehouse and the study file.
+"""The study's report, in HTML and Markdown, from the warehouse, the study file and the figures.
 
 Text written by a model is untrusted: HTML escapes it, Markdown fences it, and both show control
 characters instead of sending them to a reader's screen.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+from markupsafe import Markup
 
 from persona_assets import environment
 from persona_assets.evaluation.outcomes import BASELINE
@@ -44,6 +45,7 @@ from persona_assets.reporting.prose import (
     differs,
     forest_caption,
     methods,
+    reasoning_arms,
     verdict,
 )
 from persona_assets.reporting.threats import threats
@@ -105,11 +107,16 @@ class Report:
 
     Attributes:
         html: One self-contained page; it makes no request.
-        markdown: The same; figures are ``<name>.svg`` beside it.
+        marked_markdown: The same as Markdown, with marks around what names its origin.
     """
 
     html: str
-    markdown: str
+    marked_markdown: str
+
+    @property
+    def markdown(self) -> str:
+        """The Markdown without the marks; figures are ``<name>.svg`` beside it."""
+        return markdown.unmarked(self.marked_markdown)
 
 
 class ReportError(ValueError):
@@ -140,7 +147,7 @@ def render_report(warehouse: Path, study: Study, figures: Mapping[str, bytes]) -
         page, text_page = (Page(ledger, alpha) for _ in range(2))
         html = _html_environment(figures, page, values).get_template("report.html.j2")
         text = _markdown_environment(text_page, values).get_template("report.md.j2")
-        return Report(html=html.render(context), markdown=text.render(context))
+        return Report(html=html.render(context), marked_markdown=text.render(context))
     except UnknownNumber as error:
         raise ReportError(
             f"{warehouse}, table numbers: {error} Materialize number_ledger and warehouse."
@@ -163,7 +170,7 @@ def _context(
         )
     checks = queries.checks(db)
     return (
-        _study_context(study, ledger)
+        _study_context(study, ledger, checks)
         | _samples(db, study)
         | {
             "facts": facts,
@@ -177,7 +184,7 @@ def _context(
     )
 
 
-def _study_context(study: Study, ledger: Ledger) -> dict[str, Any]:
+def _study_context(study: Study, ledger: Ledger, checks: list[queries.Row]) -> dict[str, Any]:
     """What follows from study file and ledger."""
     return {
         "study": study,
@@ -185,15 +192,16 @@ def _study_context(study: Study, ledger: Ledger) -> dict[str, Any]:
         "axes": AXES,
         "rule": decision_rule(study),
         "sections": SECTIONS,
-        "headline": headline(study, ledger),
-        "summary": summary(study, ledger),
-        "confidence": confidence(study, ledger),
+        "headline": headline(study, ledger, checks),
+        "summary": summary(study, ledger, checks),
+        "confidence": confidence(study, ledger, checks),
         "hypotheses": _hypotheses(study, ledger),
         "exploratory": _exploratory(study),
         "baseline": {scaffold: _extremes(study, ledger, scaffold) for scaffold in study.scaffolds},
         "design": _design(study),
         "methods": methods(study),
-        "next_steps": next_steps(study, ledger),
+        "reasoning": reasoning_arms(study),
+        "next_steps": next_steps(study, ledger, checks),
         "no_vocabulary": undefined_because(study),
         "generating": generating_scaffolds(study),
         "evaluated_arms": (BASELINE, *study.arms),
@@ -269,8 +277,8 @@ def _exploratory(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _extremes(study: Study, ledger: Ledger, scaffold: str) -> dict[str, str | None]:
-    """The personas of the untrained model's lowest and highest accuracy; None where all tie."""
+def _extremes(study: Study, ledger: Ledger, scaffold: str) -> dict[str, Any]:
+    """The personas of the untrained model's lowest and highest accuracy, and whether all tie."""
     key = f"accuracy/{BASELINE}/{scaffold}"
     accuracy = {persona: ledger[f"{key}/{persona}"].value for persona in study.personas}
     lowest = min(accuracy, key=lambda persona: (accuracy[persona], persona))
@@ -421,11 +429,19 @@ def _html_environment(
 
 
 def _markdown_environment(page: Page, values: StudyValues) -> jinja2.Environment:
+    def code(value: Any) -> Markup:
+        return Markup(f"{markdown.CODE}{markdown.code(value)}{markdown.END}")
+
     def shown(value: Any) -> Any:
         if isinstance(value, Code):
-            return markdown.code(value.text)
-        return markdown.inline(page.text(value) if isinstance(value, MARKED) else value)
+            return code(value.text)
+        if isinstance(value, MARKED):
+            return markdown.marked(markdown.inline(page.text(value)))
+        return markdown.inline(value)
 
     environment = _environment(page, values, shown, autoescape=False)
-    environment.filters |= {"code": markdown.code, "fence": markdown.fence}
+    environment.filters |= {
+        "code": code,
+        "fence": lambda text: markdown.marked(markdown.fence(text)),
+    }
     return environment

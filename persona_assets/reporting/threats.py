@@ -10,6 +10,7 @@ from persona_assets.reporting.ledger import Ledger
 from persona_assets.reporting.printed import Code, Part, Printed, Quoted, Sentence
 from persona_assets.reporting.queries import Row
 from persona_assets.stats.comparability import KINDS, Confound
+from persona_assets.stats.lexicon import lexicon_cells, undefined_because
 from persona_assets.study import Study
 
 #: Of a confound, the check's own findings: what a page quotes of the table ``checks``.
@@ -25,13 +26,13 @@ def threats(study: Study, ledger: Ledger, checks: Sequence[Row]) -> list[Sentenc
         checks: The rows of the warehouse's table ``checks``.
     """
     return [
-        *(_confounded(study, found) for found in _confounds(study, checks)),
+        *(_confounded(study, found) for found in found_confounds(study, checks)),
         *_of_the_design(study),
         *_warnings(ledger, checks),
     ]
 
 
-def _confounds(study: Study, checks: Sequence[Row]) -> list[Confound]:
+def found_confounds(study: Study, checks: Sequence[Row]) -> list[Confound]:
     """What the checks of the contrasts found; contrasts that differ alike stand together."""
     details = {
         row["partition"]: json.loads(row["details"]).get("confounds", {})
@@ -73,9 +74,17 @@ def _of_the_design(study: Study) -> Iterator[Sentence]:
             "The training rows shown for carried-over arms are this study's own reference rows; "
             "what those checkpoints saw cannot be verified here.",
         )
+        lexicon = [] if undefined_because(study) else lexicon_cells(study)
+        if lexicon := [cell for cell in lexicon if cell.origin == "carry_over"]:
+            arm = lexicon[0].arm
+            yield (
+                f"The lexicons of vocabulary leakage are made from {arm}'s reference rows: they "
+                "are not the words that those checkpoints were trained on.",
+            )
+    spread = " The spread over seeds stands beside them." if len(study.seeds) > 1 else ""
     yield (
         "The intervals condition on these checkpoints: they cover neither the variation of "
-        "training seeds nor that of source personas. The spread over seeds stands beside them.",
+        f"training seeds nor that of source personas.{spread}",
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_assets.reporting.ledger import Ledger, Number
 from persona_assets.reporting.queries import Row, open_warehouse, rows
+from persona_assets.reporting.views import VIEWS
 from persona_assets.reporting.words import text_table, visible
 from persona_assets.stats.bootstrap import bootstrap_mean
 from persona_assets.stats.multiplicity import holm
@@ -32,17 +33,21 @@ class Trace:
         cells: The rows of the table ``cells`` that it is made from.
         again: The same fields, made again from SQL, estimator, B and seed; only those that are
             not null in the ledger.
+        views: Of each stored view that its SQL reads, whether it is, for these cells, what the
+            outcome rows give.
     """
 
     number: Number
     study: Row
     cells: list[Row]
     again: dict[str, float]
+    views: dict[str, bool]
 
     @property
     def reproduced(self) -> dict[str, bool]:
-        """For each field made again, whether it is equal to the last bit."""
-        return {name: getattr(self.number, name) == value for name, value in self.again.items()}
+        """For each field made again, whether it is equal to the last bit; and :attr:`views`."""
+        same = {name: getattr(self.number, name) == value for name, value in self.again.items()}
+        return same | self.views
 
 
 _ESTIMATORS = {"bootstrap mean": bootstrap_mean, "bootstrap questions": bootstrap_questions}
@@ -69,12 +74,32 @@ def trace(warehouse: Path, number_id: str) -> Trace:
             "SELECT * FROM cells WHERE list_contains($cells, cell) ORDER BY cell",
             cells=list(number.cells),
         )
-        return Trace(number, study, cells, remade(db, ledger, number))
+        return Trace(number, study, cells, remade(db, ledger, number), _views(db, number))
+
+
+def _views(db: duckdb.DuckDBPyConnection, number: Number) -> dict[str, bool]:
+    """The stored views that a number's SQL reads, held against the rows they were made from."""
+    found = {}
+    for name, view in VIEWS.items():
+        if view.stored and name in number.sql:
+            rows = f"(SELECT * FROM ({view.sql}) WHERE list_contains($cells, cell))"
+            kept = f"(SELECT * FROM {name} WHERE list_contains($cells, cell))"
+            differing = f"({rows} EXCEPT ALL {kept}) UNION ALL ({kept} EXCEPT ALL {rows})"
+            sql = f"SELECT count(*) FROM ({differing})"
+            found[name] = db.execute(sql, {"cells": list(number.cells)}).fetchone() == (0,)
+    return found
 
 
 def remade(db: duckdb.DuckDBPyConnection, ledger: Ledger, number: Number) -> dict[str, float]:
     """Value, interval, standard error and p of a number, from SQL and estimator."""
     again = {"value": value_of(db, number)}
+    if number.number_id.endswith("/se_ratio"):
+        key = number.number_id.removesuffix("/se_ratio")
+        question, pairs = (
+            _resampled(db, ledger[f"{key}/{scheme}"])["std_error"]
+            for scheme in ("question", "pairs")
+        )
+        again["value"] = question / pairs
     if number.estimator != "exact":
         again |= _resampled(db, number)
     if number.p_holm is not None:
@@ -125,12 +150,21 @@ def evaluated(db: duckdb.DuckDBPyConnection, numbers: Iterable[Number]) -> tuple
 
 
 def not_reproduced(db: duckdb.DuckDBPyConnection) -> list[str]:
-    """One sentence for each number of a warehouse that its SQL does not return to the last bit."""
-    return [
-        f"{number.number_id}: {number.value!r}, by SQL {value!r}"
-        for number in read_ledger(db).values()
-        if (value := value_of(db, number)) != number.value
-    ]
+    """One sentence for each field of a warehouse's numbers that does not come out again.
+
+    Of every number the value by its SQL; of the registered contrasts, macro and by source, and
+    their equivalence tests, also interval, standard error and p by the estimator.
+    """
+    ledger, found = read_ledger(db), []
+    for number in ledger.values():
+        registered = number.number_id.startswith("contrast/")
+        again = remade(db, ledger, number) if registered else {"value": value_of(db, number)}
+        found += [
+            f"{number.number_id}, {name}: {getattr(number, name)!r}, made again {value!r}"
+            for name, value in again.items()
+            if getattr(number, name) != value
+        ]
+    return found
 
 
 def _resampled(db: duckdb.DuckDBPyConnection, number: Number) -> dict[str, float]:
@@ -171,6 +205,7 @@ def as_json(found: Trace) -> dict[str, Any]:
         "number": number | {"cells": list(found.number.cells)},
         "again": found.again,
         "reproduced": found.reproduced,
+        "views": found.views,
         "study": found.study,
         "cells": found.cells,
     }
@@ -186,7 +221,8 @@ _FIELDS = ("value", "ci_low", "ci_high", "std_error", "p_value", "p_holm")
 _OF_CELL = (
     *("cell", "origin", "checkpoint_run_id", "outcomes_run_id", "checkpoint_sha256"),
     *("dataset_sha256", "outcomes_sha256", "checkpoint_seconds", "outcomes_seconds"),
-    *("outcomes_device", "study_sha256", "code_version", "engine", "software"),
+    *("reference_dataset_sha256", "checkpoint_source", "checkpoint_device", "outcomes_device"),
+    *("study_sha256", "code_version", "engine", "software"),
 )
 
 
@@ -207,7 +243,13 @@ def as_text(found: Trace, shown: list[Row] | None) -> str:
             f"  {number.estimator}: B = {number.n_resamples}, interval of {number.confidence:g}, "
             f"stream sha256({number.rng_seed}/{number.rng_stream})"
         )
+    for view, same in found.views.items():
+        state = "what the outcome rows give" if same else "NOT what the outcome rows give"
+        lines.append(f"  {view} is, for these cells, {state}")
     lines += ["", "SQL of the value:", *(f"  {line}" for line in number.sql.splitlines())]
+    if number.sample_sql is not None:
+        lines += ["", "SQL of what is resampled:"]
+        lines += [f"  {line}" for line in number.sample_sql.splitlines()]
     lines += ["", "Study:", *(f"  {name}: {value}" for name, value in found.study.items())]
     if found.cells:
         lines += ["", *_cells_text(found.cells)]

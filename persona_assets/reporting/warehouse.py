@@ -36,8 +36,14 @@ CELLS_SCHEMA = pl.Schema(
     | {"seed": pl.Int64}
     | dict.fromkeys(
         (
-            *("origin", "checkpoint_source", "checkpoint_sha256", "dataset_sha256"),
-            *("outcomes_sha256", "checkpoint_run_id", "outcomes_run_id"),
+            *("origin", "checkpoint_source", "checkpoint_sha256"),
+            *(
+                "dataset_sha256",
+                "reference_dataset_sha256",
+                "outcomes_sha256",
+                "checkpoint_run_id",
+                "outcomes_run_id",
+            ),
         ),
         pl.String,
     )
@@ -339,14 +345,14 @@ def _complete(db: duckdb.DuckDBPyConnection, study: Study) -> Audit:
 
 
 def _numbers_reproduced(db: duckdb.DuckDBPyConnection) -> Audit:
-    """Every number of the ledger is what its SQL returns from these very tables."""
+    """Every number of the ledger comes out again from these very tables."""
     other = not_reproduced(db)
     (count,) = db.execute("SELECT count(*) FROM numbers").fetchone()
     return audit(
         "numbers_reproduced",
         not other,
-        observed=f"{len(other)} of {count} numbers are not what their SQL returns",
-        threshold="0 numbers, to the last bit",
+        observed=f"{len(other)} fields of {count} numbers do not come out again",
+        threshold="0 fields, to the last bit",
         remedy="Materialize number_ledger and warehouse again.",
         numbers=other[:_NAMED],
     )

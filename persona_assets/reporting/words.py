@@ -63,12 +63,21 @@ def table_value(value: object) -> str:
     return str(value)
 
 
-def text_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def text_table(
+    names: Sequence[str], rows: Sequence[Sequence[object]], *, exact: bool = False
+) -> str:
     """Rows under their column names, for a terminal: one line a row, columns aligned.
 
-    Values may be model output: line breaks and whatever acts on a terminal are shown, not obeyed.
+    Numbers have four digits, or all of them if ``exact``. Values may be model output: line breaks
+    and whatever acts on a terminal are shown, not obeyed.
     """
-    lines = [list(names), *([_terminal(table_value(v)) for v in row] for row in rows)]
+    lines = [
+        list(names),
+        *(
+            [_terminal(repr(v) if exact and isinstance(v, float) else table_value(v)) for v in row]
+            for row in rows
+        ),
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(

@@ -38,4 +38,6 @@ def equivalence_test(result: BootstrapMean, margin: float, alpha: float) -> Equi
     """
     if margin <= 0 or not 0 < alpha < 0.5:
         raise ValueError(f"margin {margin} must be positive, and alpha {alpha} within (0, 0.5)")
-    return Equivalence(margin, alpha, result.quantile(alpha), result.quantile(1 - alpha))
+    # By the level, as whoever makes the number again does: 1 - alpha is not (1 + level) / 2.
+    low, high = result.interval(1 - 2 * alpha)
+    return Equivalence(margin, alpha, low, high)

@@ -122,7 +122,8 @@ def _matched(study: Study) -> Iterator[Estimand]:
     """
     for contrast in study.contrast_list:
         a, b = trained_side(study, contrast.a), trained_side(study, contrast.b)
-        yield Estimand("matched", a, b, contrast.axis)
+        if {a.scaffold, b.scaffold} != {study.inference.scaffold}:  # else it is the registered one
+            yield Estimand("matched", a, b, contrast.axis)
 
 
 def _mismatches(study: Study) -> Iterator[Estimand]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from persona_assets.reporting.conclusions import (
 )
 from persona_assets.reporting.ledger import Ledger, Number
 from persona_assets.reporting.printed import Page
+from persona_assets.stats.comparability import comparable_audit, planned_facts
 from persona_assets.stats.estimands import registered
 from persona_assets.study import Study, parse_study
 from persona_assets_tests.synthetic import MINI
@@ -46,23 +48,45 @@ def ledger(of: Study, **changes: dict[str, float]) -> Ledger:
     return Ledger(numbers)
 
 
+def checks(of: Study, *failed: str) -> list[dict[str, str]]:
+    """What was checked: of each contrast its arms; of the answers, that these checks failed."""
+    facts = planned_facts(of)
+    found = [
+        {
+            "asset": "contrast_estimate",
+            "partition": contrast.key,
+            "check_name": "comparable",
+            "status": audit.status,
+            "details": json.dumps(audit.details),
+        }
+        for contrast in of.contrast_list
+        for audit in [comparable_audit(of, contrast, facts)]
+    ]
+    return [*found, *({"check_name": name, "status": "failed"} for name in failed)]
+
+
 def test_a_demonstration_supports_no_claim():
     demo = study(demonstration=True)
-    assert confidence(demo, ledger(demo)).marker == "demonstration: supports no claim"
+    assert confidence(demo, ledger(demo), checks(demo)).marker == "demonstration: supports no claim"
 
 
 def test_high_where_nothing_stands_against_it():
-    found = confidence(study(), ledger(study()))
+    found = confidence(study(), ledger(study()), checks(study()))
     assert found.marker == "HIGH confidence"
     assert found.reasons == (
-        "Equal recipes and origins, enough seeds, and verdicts that both schemes share.",
+        "Arms that differ in nothing else, enough seeds, verdicts that both schemes share, and "
+        "answers that passed their checks.",
     )
 
 
 @pytest.mark.parametrize(
     ("options", "changes", "reason"),
     [
-        ({"origin": None}, {}, "one arm was trained here and the other carried over"),
+        (
+            {"origin": None},
+            {},
+            "In every contrast, one arm was trained here, the other carried over",
+        ),
         ({"seeds": [42, 137]}, {}, "few training seeds"),
         ({}, {"pairs": {"p_holm": 0.2}}, "another one with pairs drawn"),
         ({}, {"seed_137": {"value": -0.1}}, "another sign in a single seed"),
@@ -71,7 +95,23 @@ def test_high_where_nothing_stands_against_it():
 )
 def test_each_reason_caps_at_moderate(options, changes, reason):
     of = study(**options)
-    found = confidence(of, ledger(of, **changes))
+    found = confidence(of, ledger(of, **changes), checks(of))
+    assert found.marker == "MODERATE confidence"
+    assert len(found.reasons) == 1
+    assert reason in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("failed", "reason"),
+    [
+        ("letter_collapse", "hardly more than one letter"),
+        ("truncation", "cut off at the token limit"),
+        ("letter_mass", "not about to give a letter"),
+        ("drift", "do not answer as the earlier experiment found"),
+    ],
+)
+def test_what_the_checks_found_caps_at_moderate(failed, reason):
+    found = confidence(study(), ledger(study()), checks(study(), failed))
     assert found.marker == "MODERATE confidence"
     assert len(found.reasons) == 1
     assert reason in found.reasons[0]
@@ -79,13 +119,15 @@ def test_each_reason_caps_at_moderate(options, changes, reason):
 
 def test_a_seeds_sign_matters_only_where_the_contrast_differs():
     unsure = {end: {"p_holm": 0.5} for end in ("question", "pairs")}
-    found = confidence(study(), ledger(study(), **unsure, seed_137={"value": -0.1}))
+    found = confidence(
+        study(), ledger(study(), **unsure, seed_137={"value": -0.1}), checks(study())
+    )
     assert found.marker == "HIGH confidence"
 
 
 @pytest.mark.parametrize("options", [{"seeds": [42]}, {"sources": ["librarian"]}])
 def test_low_with_a_single_seed_or_source(options):
-    found = confidence(study(**options), ledger(study(**options)))
+    found = confidence(study(**options), ledger(study(**options)), checks(study(**options)))
     assert found.marker == "LOW confidence"
     assert "A single" in found.reasons[0] or "a single source" in found.reasons[0]
 
@@ -98,7 +140,7 @@ def said(sentences, of: Study, numbers: Ledger) -> list[str]:
 def test_summary_is_three_to_five_sentences_of_verdicts():
     of = study()
     numbers = ledger(of)
-    sentences = said(summary(of, numbers), of, numbers)
+    sentences = said(summary(of, numbers, checks(of)), of, numbers)
     assert sentences[0] == "66 cells and one untrained baseline gave 188\u00a0672 answers."
     assert sentences[1].startswith(
         "Differing from zero among the registered contrasts: generic_cot"
@@ -108,26 +150,24 @@ def test_summary_is_three_to_five_sentences_of_verdicts():
         "contradicting_cot and generic_cot are, in source loss, not shown equivalent within ±0.03, "
         "and not shown equivalent within ±0.05."
     )
-    assert sentences[3].startswith("How far to trust this: HIGH confidence. Equal recipes")
+    assert sentences[3].startswith("How far to trust this: HIGH confidence. Arms that differ")
     assert len(sentences) == 4
 
 
 def test_headline_tells_whether_contrasts_differ_and_which_is_largest():
     of = study()
-    (said_all,) = said([headline(of, ledger(of))], of, ledger(of))
+    (said_all,) = said([headline(of, ledger(of), checks(of))], of, ledger(of))
     assert said_all == (
-        "Every registered contrast differs from zero; the largest estimate is generic_cot − "
+        "Every registered contrast differs from zero; the largest of them is generic_cot − "
         "garbage_cot in source loss, +0.200 (HIGH confidence)."
     )
     none = ledger(of, question={"p_holm": 0.011})
-    (said_none,) = said([headline(of, none)], of, none)
-    assert said_none.startswith("No registered contrast is shown to differ from zero; ")
-    least = contrast_id(of, of.contrast_list[2])
-    mixed = Ledger(
-        replace(n, value=-0.3, p_holm=0.5) if n.number_id == least else n
-        for n in ledger(of).values()
-    )
-    (said_some,) = said([headline(of, mixed)], of, mixed)
+    (said_none,) = said([headline(of, none, checks(of))], of, none)
+    assert said_none == ("No registered contrast is shown to differ from zero (HIGH confidence).")
+    far, unsure = (contrast_id(of, of.contrast_list[i]) for i in (2, 3))
+    other = {far: {"value": -0.3}, unsure: {"value": 0.9, "p_holm": 0.5}}
+    mixed = Ledger(replace(n, **other.get(n.number_id, {})) for n in ledger(of).values())
+    (said_some,) = said([headline(of, mixed, checks(of))], of, mixed)
     assert said_some.startswith("Some registered contrasts differ from zero, and some are not")
     assert f"{of.contrast_list[2].a} − {of.contrast_list[2].b} in source loss, −0.300" in said_some
 
@@ -137,7 +177,9 @@ def test_equivalence_of_several_contrasts_names_each():
     raw[0]["equivalence"] = [{"margin": 0.04, "alpha": 0.05}]
     of = study(contrasts=raw)
     numbers = ledger(of)
-    (sentence,) = (s for s in said(summary(of, numbers), of, numbers) if "equivalent" in s)
+    (sentence,) = (
+        s for s in said(summary(of, numbers, checks(of)), of, numbers) if "equivalent" in s
+    )
     assert sentence == (
         "generic_cot and garbage_cot are, in source loss, not shown equivalent within ±0.04; "
         "generic_cot and garbage_cot are, in bystander leakage, not shown equivalent within ±0.04; "
@@ -149,13 +191,15 @@ def test_equivalence_of_several_contrasts_names_each():
 def test_summary_tells_what_is_not_shown():
     of = study()
     numbers = ledger(of, question={"p_holm": 0.011})
-    sentences = said(summary(of, numbers), of, numbers)
+    sentences = said(summary(of, numbers, checks(of)), of, numbers)
     assert sentences[1].startswith("Not shown to differ from zero: ")
     assert not [sentence for sentence in sentences if sentence.startswith("Differing")]
-    unsure = [step for step in next_steps(of, numbers) if "Add evaluation questions" in step]
+    unsure = [
+        step for step in next_steps(of, numbers, checks(of)) if "Add evaluation questions" in step
+    ]
     assert len(unsure) == 1
     assert unsure[0].count("−") == len(of.contrast_list)
-    assert not [step for step in next_steps(of, ledger(of)) if "Add evaluation" in step]
+    assert not [step for step in next_steps(of, ledger(of), checks(of)) if "Add evaluation" in step]
 
 
 @pytest.mark.parametrize(
@@ -169,11 +213,13 @@ def test_equivalence_is_strict(low, high, within):
 
 def test_next_steps_follow_from_what_weakens():
     of = study(origin=None)
-    assert any("Train every contrasted arm here" in step for step in next_steps(of, ledger(of)))
+    assert any(
+        "Train every contrasted arm here" in step for step in next_steps(of, ledger(of), checks(of))
+    )
     of = study()
-    assert not any("Train every" in step for step in next_steps(of, ledger(of)))
+    assert not any("Train every" in step for step in next_steps(of, ledger(of), checks(of)))
     few = study(seeds=[42, 137])
-    assert "Add training seeds." in next_steps(few, ledger(few))
+    assert "Add training seeds." in next_steps(few, ledger(few), checks(few))
 
 
 def test_contrast_ids_are_those_of_the_ledger(landed):

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from html import escape
 
+import polars as pl
 import pytest
 
 from persona_assets.reporting import queries
@@ -20,6 +21,7 @@ from persona_assets.reporting.lint import (
 from persona_assets.reporting.printed import Page as Printing
 from persona_assets.reporting.printed import StudyValues
 from persona_assets.reporting.prose import forest_caption, methods
+from persona_assets.reporting.report import render_report
 from persona_assets.reporting.trace import read_ledger
 from persona_assets.study import load_study
 from persona_assets_tests.synthetic import MINI
@@ -37,7 +39,7 @@ def lint(landed, warehouse):
             page = Page(source)
             return (
                 lint_numbers(page, db, ledger, landed.study),
-                lint_structure(page, ledger, landed.study),
+                lint_structure(page, ledger, queries.checks(db), landed.study),
             )
 
         yield checked
@@ -126,20 +128,96 @@ def test_a_changed_value_of_the_study_file_is_caught(lint, report):
     assert sentence.startswith("the study file states no 'training.moods'")
 
 
-def test_the_markdown_prints_no_number_that_the_page_does_not(report, landed):
+@pytest.fixture(scope="module")
+def lint_text(landed, warehouse, report):
+    """Violations of the report's Markdown, with its marks."""
     page = Page(report.html)
-    assert lint_markdown(report.markdown, page, landed.study) == []
-    for typed in ("The effect is 0.213.", "| 0.213 |", "**0.213**", "seed 999"):
-        spoiled_text = report.markdown.replace("## Findings", f"## Findings\n\n{typed}")
-        (sentence,) = lint_markdown(spoiled_text, page, landed.study)
-        assert "is accounted for nowhere" in sentence
-    named = report.markdown.replace("## Findings", "## Findings\n\nOf big\\_7\\_b.")  # as escaped
-    assert len(lint_markdown(named, page, landed.study)) == 1
+    with queries.open_warehouse(warehouse) as db:
+        ledger = read_ledger(db)
+
+        def checked(marked: str, study=landed.study) -> list[str]:
+            return lint_markdown(marked, page, db, ledger, study)
+
+        yield checked
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("The effect is 0.213.", "| 0.213 |", "**0.213**", "seed 999", "-| 0.777 |", "a ½ of it"),
+        *("```text\n99999\n```", "p = `0.0001`", "![p = 0.04](x.svg)"),
+        "The effect is +0.125 and 42 of 60 collapsed.",  # numbers that stand elsewhere on the page
+    ],
+)
+def test_a_number_typed_into_the_markdown_is_caught(lint_text, report, typed):
+    assert lint_text(report.marked_markdown) == []
+    spoiled_text = report.marked_markdown.replace("## Findings", f"## Findings\n\n{typed}")
+    assert lint_text(spoiled_text)
+
+
+def test_a_changed_number_or_name_of_the_markdown_is_caught(lint_text, report):
+    value = re.search(r"\*\*\ue000(\+0\.\d+)\ue002\*\*", report.marked_markdown)
+    changed = report.marked_markdown.replace(value[0], value[0].replace(value[1], "+0.9999"), 1)
+    assert lint_text(changed) == ["+0.9999 is in the Markdown, and not on the page"]
+    renamed = report.marked_markdown.replace(
+        "`librarian.garbage_cot.42`", "`librarian.garbage_cot.43`"
+    )
+    if renamed != report.marked_markdown:
+        assert "librarian.garbage_cot.43 is set as code" in lint_text(renamed)[0]
+
+
+def test_names_of_the_study_file_may_stand_in_the_markdown(lint_text, report, landed):
+    named = report.marked_markdown.replace("## Findings", "## Findings\n\nOf big\\_7\\_b.")
+    assert len(lint_text(named)) == 1
     study = landed.study.model_copy(update={"title": "What is leaked by big_7_b?"})
-    assert lint_markdown(named, page, study) == []
-    value = re.search(r"\*\*(\+0\.\d+)\*\*", report.markdown)[1]
-    changed = report.markdown.replace(value, "+0.9999", 1)
-    assert len(lint_markdown(changed, page, landed.study)) == 1
+    assert lint_text(named, study) == []
+
+
+HOSTILE_FINDINGS = (
+    "`A`=12 answers",
+    "x`5 y`z7",
+    "a\\*5",
+    "\\_7",
+    "'\\\\5'",
+    "| 7 | ``` 8\n```text\n9",
+    "\ue0007\ue002",
+)
+
+
+def test_what_a_check_says_cannot_hold_the_report_back(landed, figures, tmp_path):
+    """Whatever characters its finding holds, it is quoted, in both forms."""
+    checks = landed.frames["more"]["checks"]
+    failed = checks["status"] == "failed"
+    for i, text in enumerate(HOSTILE_FINDINGS):
+        told = pl.when(failed).then(pl.lit(text)).otherwise("observed")
+        more = landed.frames["more"] | {"checks": checks.with_columns(observed=told)}
+        path = tmp_path / f"{i}.duckdb"
+        landed.build(path, more=more)
+        rendered = render_report(path, landed.study, figures)
+        found = lint_audits(rendered, path, landed.study)
+        assert [audit.details["violations"] for audit in found] == [[], []], text
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("<svg><text>12345</text></svg>", '<img alt="effect 0.99">', '<p title="p = 0.04">x</p>'),
+        *('<p aria-label="p = 0.04">x</p>', "<style>p::after { content: '0.99' }</style>"),
+        *("<p>a ½ of it</p>", "<p>Ⅳ arms</p>", "<title>0.99</title>"),
+    ],
+)
+def test_a_number_in_what_a_reader_sees_or_hears_is_caught(lint, report, typed):
+    numbers, _ = lint(spoiled(report.html, "<h2>Findings</h2>", f"<h2>Findings</h2>{typed}"))
+    assert any("is accounted for nowhere" in sentence for sentence in numbers), numbers
+
+
+def test_acronyms_of_the_study_files_own_words_are_its_authors(landed, warehouse, report):
+    study = landed.study.model_copy(update={"title": "Does CoT leak under LoRA on an RTX GPU?"})
+    source = report.html.replace(landed.study.title, study.title)
+    with queries.open_warehouse(warehouse) as db:
+        ledger, checks = read_ledger(db), queries.checks(db)
+        assert lint_structure(Page(source), ledger, checks, study) == []
+        assert lint_structure(Page(source), ledger, checks, landed.study)
 
 
 def anchor(report, number_id: str, field: str) -> re.Match[str]:

@@ -401,8 +401,16 @@ def test_diagnostics_are_the_warehouses(landed, warehouse, page):
     assert f"{n} came out as they were within the study's tolerance" in page.text
 
 
-def test_compute_is_told_by_device(landed, page):
+def test_compute_is_told_by_device_and_by_stage(landed, page, warehouse):
     """Evaluations of 4.25 s on a GPU (24 cells and the baseline), trainings of 2.5 s on a CPU."""
-    trained = len(landed.study.cells_of("trained"))
+    trained, carried = (len(landed.study.cells_of(o)) for o in ("trained", "carry_over"))
     assert f"graphics processor (GPU) hours{25 * 4.25 / 3600:.3g}" in page.text
     assert f"processor-hours on the clock{2.5 * trained / 3600:.3g}" in page.text
+    seconds = dict(query(warehouse, "SELECT number_id, value FROM numbers WHERE unit = 'seconds'"))
+    assert seconds == {
+        "seconds/training": 2.5 * trained,
+        "seconds/fetching": 2.5 * carried,
+        "seconds/evaluation": 25 * 4.25,
+        "seconds/cuda": 25 * 4.25,
+        "seconds/cpu": 2.5 * trained,
+    }

@@ -9,6 +9,7 @@ from persona_assets.reporting.queries import open_warehouse
 from persona_assets.reporting.trace import (
     as_json,
     as_text,
+    not_reproduced,
     question_rows,
     read_ledger,
     remade,
@@ -44,6 +45,50 @@ def test_a_number_that_was_tampered_with_is_not_reproduced(landed, tmp_path):
     assert [name for name, ok in found.reproduced.items() if not ok] == ["ci_low"]
     assert "ci_low" in as_text(found, None)
     assert "NOT reproduced" in as_text(found, None)
+
+
+def test_rows_that_contradict_a_stored_view_are_told(landed, tmp_path):
+    """Numbers are read from a stored view of the rows: trace holds the two against each other."""
+    import duckdb
+
+    path = tmp_path / "warehouse.duckdb"
+    landed.build(path)
+    assert trace(path, MACRO).views == {"question_losses": True}
+    cell = "librarian.generic_cot.42"
+    with duckdb.connect(str(path)) as db:
+        db.execute("UPDATE outcomes SET is_correct = NOT is_correct WHERE cell = $1", [cell])
+    found = trace(path, MACRO)
+    assert [name for name, ok in found.reproduced.items() if not ok] == ["question_losses"]
+    assert "question_losses is, for these cells, NOT what the outcome rows give" in as_text(
+        found, None
+    )
+    other = "contrast/persona_cot-garbage_cot/persona_cot/source_loss/macro/question"
+    assert trace(path, other).views == {"question_losses": True}
+
+
+def test_a_ratio_of_errors_is_made_again_from_the_samples(landed, tmp_path):
+    import duckdb
+
+    path, key = tmp_path / "warehouse.duckdb", MACRO.removesuffix("/question")
+    landed.build(path)
+    assert trace(path, f"{key}/se_ratio").reproduced == {"value": True}
+    with duckdb.connect(str(path)) as db:
+        db.execute("UPDATE numbers SET std_error = 2 * std_error WHERE number_id = $1", [MACRO])
+        assert not_reproduced(db)[0].startswith(f"{MACRO}, std_error: ")
+
+
+@pytest.mark.parametrize("field", ["ci_low", "ci_high", "std_error", "p_value", "p_holm"])
+def test_the_warehouses_check_makes_registered_intervals_again(landed, tmp_path, field):
+    import duckdb
+
+    path = tmp_path / "warehouse.duckdb"
+    landed.build(path)
+    with duckdb.connect(str(path)) as db:
+        assert not_reproduced(db) == []
+        sql = f"UPDATE numbers SET {field} = {field} + 1e-9 WHERE number_id = $1"
+        db.execute(sql, [MACRO])
+        (sentence,) = [s for s in not_reproduced(db) if "se_ratio" not in s]
+    assert sentence.startswith(f"{MACRO}, {field}: ")
 
 
 def test_the_cells_of_a_number_are_exactly_those_of_its_definition(landed, warehouse):

@@ -75,3 +75,13 @@ def test_both_margins_agree_with_the_closed_form(mean, verdicts):
 def test_refuses_impossible_tests(margin, alpha):
     with pytest.raises(ValueError, match="margin"):
         equivalence_test(bootstrap_mean([1, 0], seed=1, number_id="n"), margin, alpha)
+
+
+def test_the_interval_is_that_of_its_level_to_the_last_bit():
+    """Over many streams of fine-grained sums: 1 - alpha and (1 + level) / 2 round differently."""
+    values = np.random.default_rng(0).integers(-40, 40, 300)
+    for stream in range(40):
+        result = bootstrap_mean(values, unit=12, seed=stream, number_id="x", n_resamples=100_000)
+        for alpha in (0.05, 0.005):
+            test = equivalence_test(result, 0.05, alpha)
+            assert (test.ci_low, test.ci_high) == result.interval(1 - 2 * alpha)
