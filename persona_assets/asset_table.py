@@ -41,8 +41,8 @@ class Asset:
         sources: Key → hashes of the source of functions and modules that this partition is made
             by, by name; shared machinery is covered by ``code_version``.
         code_version: To be raised when the asset's shared machinery gives other results.
-        records: Upstream assets whose runs it tells of, besides what was checked of all its
-            upstream: it is then made again when those are other ones, though content is the same.
+        quotes_checks: Whether it quotes what was checked of its upstream: it is then made again
+            when that is another finding, though the content is the same.
         released_after: Key → the partition that is the last to read this one's files, where the
             study has them removed after that.
     """
@@ -56,7 +56,7 @@ class Asset:
     settings: Callable[[str | None], Any] = lambda key: None
     sources: Callable[[str | None], dict[str, str]] = lambda key: {}
     code_version: str = "1"
-    records: frozenset[str] = frozenset()
+    quotes_checks: bool = False
     released_after: Callable[[str | None], Ref | None] = lambda key: None
 
     def refs(self) -> tuple[Ref, ...]:
@@ -498,7 +498,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             fixed(*landed),
             lambda key: study.model_dump(mode="json"),
             sources=lambda key: code_sources("number_ledger"),
-            records=frozenset({"checkpoint", "cell_outcomes", "baseline_outcomes"}),
+            quotes_checks=True,
         ),
         Asset(
             "warehouse",
@@ -510,7 +510,6 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             fixed(*landed, Ref("number_ledger")),
             lambda key: study.model_dump(mode="json"),
             sources=lambda key: code_sources("warehouse"),
-            records=frozenset({"checkpoint", "cell_outcomes", "baseline_outcomes"}),
         ),
         Asset(
             "forest_plot",

@@ -156,7 +156,7 @@ LINEAGE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "number_ledger": {
         **_made(
-            "value",
+            "numbers.value",
             "contrast_estimate.estimate",
             "exploratory_estimates.estimate",
             "loss_matrix.loss",
@@ -165,15 +165,15 @@ LINEAGE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             _BASE + "is_correct",
         ),
         **{
-            column: (
+            f"numbers.{column}": (
                 f"contrast_estimate.{column}",
                 f"exploratory_estimates.{column}",
                 f"vocabulary_leakage.vocabulary.{column}",
             )
             for column in ("number_id", "ci_low", "ci_high", "std_error", "p_value")
         },
-        "p_holm": ("multiplicity.contrasts.p_holm",),
-        "cells": (_CELLS + "cell", _BASE + "cell"),
+        "numbers.p_holm": ("multiplicity.contrasts.p_holm",),
+        "numbers.cells": (_CELLS + "cell", _BASE + "cell"),
     },
 }
 
@@ -185,7 +185,9 @@ _WAREHOUSE = {
     "contrasts": ("multiplicity.contrasts.",),
     "equivalence": ("multiplicity.equivalence.",),
     "losses": ("loss_matrix.",),
-    "numbers": ("number_ledger.",),
+    "numbers": ("number_ledger.numbers.",),
+    "cells": ("number_ledger.cells.",),
+    "checks": ("number_ledger.checks.",),
     "exploratory": ("exploratory_estimates.",),
     "lexicon": ("vocabulary_leakage.lexicon.",),
     "vocabulary_scores": ("vocabulary_leakage.vocabulary_scores.",),
@@ -201,6 +203,17 @@ _RENAMED = {
     "question_losses.axis": (_CELLS + "is_source",),
     "question_losses.n_personas": (_CELLS + "persona",),
     "question_losses.loss": (_CELLS + "is_correct", _BASE + "is_correct"),
+    **{
+        f"{view}.{name}": (_CELLS + name, _BASE + name)
+        for view, more in (
+            ("predicted_letters", "predicted_letter"),
+            ("stop_reasons", "stop_reason"),
+        )
+        for name in ("cell", *_CELL_KEY, "persona", "scaffold", more)
+    },
+    **{f"predicted_letters.{n}": (_CELLS + "predicted_letter",) for n in ("n", "share")},
+    "stop_reasons.n": (_CELLS + "stop_reason",),
+    "stop_reasons.tokens": (_CELLS + "rationale_tokens",),
 }
 
 

@@ -113,12 +113,12 @@ class Freshness:
     def upstream_versions(self, ref: Ref, beside: Collection[Ref] = ()) -> dict[str, str]:
         """Data version of each upstream partition but those ``beside``, by ``str(Ref)``.
 
-        For an asset that tells of its upstream's checks and runs, with the hash of those.
+        For an asset that quotes what was checked of its upstream, with the hash of that.
 
         Raises:
             KeyError: an upstream partition has not landed.
         """
-        versions, records = {}, self.graph.assets[ref.asset].records
+        versions, quotes = {}, self.graph.assets[ref.asset].quotes_checks
         for upstream in self.graph.upstream(ref):
             if upstream in beside:
                 continue
@@ -126,8 +126,8 @@ class Freshness:
             if manifest is None:
                 raise KeyError(str(upstream))
             version = manifest.data_version
-            if records:
-                version += f"+{manifest.told(with_run=upstream.asset in records)[:16]}"
+            if quotes:
+                version += f"+{manifest.findings[:16]}"
             versions[str(upstream)] = version
         return versions
 
@@ -209,8 +209,8 @@ def _difference(was: Any, now: Any, kind: str, *path: str) -> str:
     if kind == "upstream":
         if not (was and now):
             return f"{name} {_came_or_went(was)}"
-        recorded = ", other findings, or was made by another run" if "+" in now else ""
-        return f"{name} has other content{recorded}"
+        same = was.partition("+")[0] == now.partition("+")[0]
+        return f"{name} has other {'findings of its checks' if same else 'content'}"
     if kind == "sources":
         return f"the source of {name} {'changed' if was and now else _came_or_went(was)}"
     return f"{name or kind} was {_shown(was)} and is {_shown(now)}"

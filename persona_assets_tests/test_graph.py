@@ -453,40 +453,16 @@ def small() -> Graph:
     )
 
 
-@pytest.mark.parametrize(
-    ("asset", "stales"),
-    [
-        ("cell_outcomes", {"number_ledger", "warehouse", "report"}),
-        ("checkpoint", {"number_ledger", "warehouse", "report"}),
-        ("training_dataset", set()),
-    ],
-)
-def test_a_cell_remade_with_equal_content_stales_what_tells_of_its_run(tmp_path, asset, stales):
-    """Its run and its seconds stand in the warehouse and its numbers; those of a dataset do not."""
-    study, store = small(), Store(tmp_path, "mini")
-    land_everything(study, store)
-    again = Ref(asset, "librarian.garbage_cot.42")
-    with store.draft(again) as draft:
-        (draft / "file").write_text(f"{again} content")
-        inputs = Freshness(study, store).inputs(again)
-        other_run = Provenance("another run", inputs, study.study.content_hash)
-        store.land(again, draft, provenance=other_run)
-    assert set(stale(study, store)) == stales
-    if stales:
-        (why,) = Freshness(study, store).changes(Ref("number_ledger"))
-        assert why == f"{again} has other content, other findings, or was made by another run"
-        land(study, store, Ref("number_ledger"))
-        land(study, store, Ref("warehouse"))
-        assert stale(study, store) == {}
-
-
 def test_another_finding_about_equal_content_stales_what_quotes_it(tmp_path):
     study, store = small(), Store(tmp_path, "mini")
     land_everything(study, store)
     texts = {"observed": "all are A", "threshold": "few", "remedy": "Look."}
     found = audit("letter_collapse", False, blocking=False, **texts)
-    land(study, store, Ref("cell_diagnostics", "librarian.garbage_cot.42"), audits=[found])
+    cell = Ref("cell_diagnostics", "librarian.garbage_cot.42")
+    land(study, store, cell, audits=[found])
     assert set(stale(study, store)) == {"number_ledger", "warehouse", "report"}
+    (why,) = Freshness(study, store).changes(Ref("number_ledger"))
+    assert why == f"{cell} has other findings of its checks"
 
 
 def test_what_the_carried_over_cells_were_trained_with_is_compared_anew(

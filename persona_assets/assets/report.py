@@ -38,12 +38,17 @@ def number_ledger(task: Task) -> Made:
         checks=_checks(task),
         vocabulary=_vocabulary(task).get("vocabulary"),
     )
+    cells, checks = _cells(task), tables.checks
     with tempfile.TemporaryDirectory(dir=task.draft) as folder:
         path = Path(folder) / "passing.duckdb"
-        _build(task, path, {}, passing=True)
+        _build(task, path, {"checks": checks}, cells, passing=True)
         with duckdb.connect(str(path)) as db:
             ledger, disagreements = evaluated(db, study_numbers(task.study, tables))
     task.write(ledger.to_frame(), "numbers")
+    # The warehouse takes them from here: a cell that is made again, and comes out the same, has
+    # another run and other seconds, which numbers of the ledger tell of.
+    task.write(cells, "cells")
+    task.write(checks, "checks")
     return Made(
         audits=[
             audit(
@@ -65,7 +70,8 @@ def warehouse(task: Task) -> Made:
     from persona_assets.reporting.warehouse import warehouse_audits
 
     path = task.draft / "warehouse.duckdb"
-    counts = _build(task, path, {"numbers": task.frame("number_ledger")})
+    cells, checks, numbers = (_ledger(task, name) for name in ("cells", "checks", "numbers"))
+    counts = _build(task, path, {"numbers": numbers, "checks": checks}, cells)
     return Made(
         audits=warehouse_audits(path, task.study),
         summary={f"rows_{table}": rows for table, rows in counts.items()},
@@ -90,7 +96,12 @@ def _schemas(warehouse: Path) -> dict[str, dict[str, tuple[str, str]]]:
 
 
 def _build(
-    task: Task, path: Path, more: dict[str, pl.DataFrame], *, passing: bool = False
+    task: Task,
+    path: Path,
+    more: dict[str, pl.DataFrame],
+    cells: pl.DataFrame,
+    *,
+    passing: bool = False,
 ) -> dict[str, int]:
     """Build a database of what has landed, and ``more`` tables; row counts."""
     from persona_assets.reporting.warehouse import build_warehouse
@@ -109,17 +120,20 @@ def _build(
             store.path(Ref("baseline_outcomes"), "outcomes.parquet"),
             *(store.path(Ref("cell_outcomes", c.key), "outcomes.parquet") for c in study.cells),
         ],
-        cells=_cells(task),
+        cells=cells,
         contrasts=_multiplicity(task, "contrasts"),
         equivalence=_multiplicity(task, "equivalence"),
         losses=task.frame("loss_matrix"),
         more={
             "exploratory": exploratory,
-            "checks": _checks(task),
             **_vocabulary(task),
             **more,
         },
     )
+
+
+def _ledger(task: Task, table: str) -> pl.DataFrame:
+    return pl.read_parquet(task.store.path(Ref("number_ledger"), f"{table}.parquet"))
 
 
 def _multiplicity(task: Task, table: str) -> pl.DataFrame:

@@ -151,5 +151,10 @@ def test_the_new_contrast_and_scaffolds_are_in_the_report(extended):
     }
     assert loss_tokens == [(3,)]
     html = extended.store.path(Ref("report"), "report.html").read_text("utf-8")
-    for text in ("context_cot", "forced_generic", "only the answer line bears loss", "H5"):
+    for text in (
+        "context_cot",
+        "forced_generic",
+        "the two arms bear loss on different parts of the turn",
+        "H5",
+    ):
         assert text in html

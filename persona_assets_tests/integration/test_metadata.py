@@ -13,6 +13,7 @@ import pytest
 from persona_assets import environment
 from persona_assets.columns import _BESIDE_THE_WAREHOUSE, LINEAGE, describe, sources
 from persona_assets.rationales.condition import SCHEMA as RATIONALES
+from persona_assets.reporting.warehouse import CELLS_SCHEMA, CHECKS_SCHEMA
 from persona_assets.store import Ref
 
 CELL = "librarian.garbage_cot.42"
@@ -42,8 +43,30 @@ MADE_HERE = {
     "vocabulary_leakage": "lexicon.source vocabulary_scores.source vocabulary.number_id "
     "vocabulary.quantity vocabulary.name vocabulary.scaffold vocabulary.axis vocabulary.scope "
     "vocabulary.n_values vocabulary.unit vocabulary.n_resamples vocabulary.evaluations",
-    "number_ledger": "confidence unit n formula sql sample_sql rows_sql estimator divisor "
-    "n_resamples rng_seed rng_stream",
+    "number_ledger": " ".join(
+        [
+            *(
+                f"numbers.{column}"
+                for column in [
+                    "confidence",
+                    "unit",
+                    "n",
+                    "formula",
+                    "sql",
+                    "sample_sql",
+                    "rows_sql",
+                    "estimator",
+                    "divisor",
+                    "n_resamples",
+                    "rng_seed",
+                    "rng_stream",
+                ]
+            ),
+            # Of manifests: who made what, and what was checked of it.
+            *(f"cells.{column}" for column in CELLS_SCHEMA),
+            *(f"checks.{column}" for column in CHECKS_SCHEMA),
+        ]
+    ),
 }
 
 
@@ -112,7 +135,7 @@ def test_every_column_comes_from_upstream_columns_or_is_made_here(project, colum
     for asset, names in columns.items():
         found, upstream_assets = dict(sources(asset, names)), project.graph.upstream_assets(asset)
         if asset == "warehouse":
-            here = {c for c in names if c.split(".")[0] in ("study", "cells")}
+            here = {c for c in names if c.split(".")[0] == "study"}
         else:
             here = set(MADE_HERE[asset].split())
             assert set(LINEAGE.get(asset, ())) == set(found), asset

@@ -101,16 +101,12 @@ def test_views_answer_the_common_questions(warehouse):
     with open_warehouse(warehouse) as db:
         views = db.execute("SELECT view_name, comment FROM duckdb_views() WHERE NOT internal")
         comments = dict(views.fetchall())
-        assert set(comments) == {
-            "accuracies",
-            "answers",
-            "predicted_letters",
-            "stop_reasons",
-        }
-        again = f"({VIEWS['question_losses'].sql})"
-        for one, other in (("question_losses", again), (again, "question_losses")):
-            differing = f"SELECT count(*) FROM ((FROM {one}) EXCEPT (FROM {other}))"
-            assert db.execute(differing).fetchone() == (0,)
+        assert set(comments) == {"accuracies", "answers"}
+        for name in ("question_losses", "predicted_letters", "stop_reasons"):  # stored
+            again = f"({VIEWS[name].sql})"
+            for one, other in ((name, again), (again, name)):
+                differing = f"SELECT count(*) FROM ((FROM {one}) EXCEPT (FROM {other}))"
+                assert db.execute(differing).fetchone() == (0,), name
         assert all(comments.values())
         undescribed = db.execute(
             "SELECT table_name, column_name FROM duckdb_columns() "

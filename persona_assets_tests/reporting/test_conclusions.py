@@ -159,11 +159,11 @@ def test_headline_tells_whether_contrasts_differ_and_which_is_largest():
     (said_all,) = said([headline(of, ledger(of), checks(of))], of, ledger(of))
     assert said_all == (
         "Every registered contrast differs from zero; the largest of them is generic_cot − "
-        "garbage_cot in source loss, +0.200 (HIGH confidence)."
+        "garbage_cot in source loss, +0.200 (MODERATE confidence)."
     )
     none = ledger(of, question={"p_holm": 0.011})
     (said_none,) = said([headline(of, none, checks(of))], of, none)
-    assert said_none == ("No registered contrast is shown to differ from zero (HIGH confidence).")
+    assert said_none == "No registered contrast is shown to differ from zero (MODERATE confidence)."
     far, unsure = (contrast_id(of, of.contrast_list[i]) for i in (2, 3))
     other = {far: {"value": -0.3}, unsure: {"value": 0.9, "p_holm": 0.5}}
     mixed = Ledger(replace(n, **other.get(n.number_id, {})) for n in ledger(of).values())
