@@ -16,6 +16,18 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Two workers share the processors (`make test`): torch's own threads would only get in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Integration tests last but for a first file: it makes the study that all of them share.
+
+    Another worker runs the other tests meanwhile, instead of waiting for it.
+    """
+    integration = [item for item in items if "integration" in item.path.parts]
+    if integration:
+        first = integration[0].path
+        items.sort(key=lambda item: (item.path != first, "integration" in item.path.parts))
+
+
 # Time limits of single examples say how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")

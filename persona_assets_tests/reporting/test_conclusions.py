@@ -159,7 +159,7 @@ def test_headline_tells_whether_contrasts_differ_and_which_is_largest():
     (said_all,) = said([headline(of, ledger(of), checks(of))], of, ledger(of))
     assert said_all == (
         "Every registered contrast differs from zero; the largest of them is generic_cot − "
-        "garbage_cot in source loss, +0.200 (MODERATE confidence)."
+        "garbage_cot in source loss, +0.200 (HIGH confidence)."
     )
     none = ledger(of, question={"p_holm": 0.011})
     (said_none,) = said([headline(of, none, checks(of))], of, none)
