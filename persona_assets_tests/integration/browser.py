@@ -6,6 +6,7 @@ Debian's chromium and chromium-driver, by path: nothing is downloaded.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -64,9 +65,9 @@ class Browser:
 
     def text(self) -> str:
         """All text of the page that can be seen."""
-        return self.driver.find_element(By.TAG_NAME, "body").text
+        return self.driver.execute_script("return document.body.innerText")
 
-    def until(self, condition: Callable[[], _T], what: str, seconds: float = 60) -> _T:
+    def until(self, condition: Callable[[], _T], what: str, seconds: float = 120) -> _T:
         """What ``condition`` returns, as soon as it is true.
 
         Raises:
@@ -84,12 +85,17 @@ class Browser:
                 f"not in {seconds} s: {what}; at {self.url}, which shows:\n{seen[:3000]}"
             ) from None
 
-    def see(self, xpath: str, seconds: float = 60) -> WebElement:
+    def see(self, xpath: str, seconds: float = 120) -> WebElement:
         """The first element of that XPath that can be seen."""
         return self.until(lambda: self._visible(xpath), f"there is {xpath}", seconds)
 
-    def click(self, xpath: str, seconds: float = 60) -> None:
-        """Click the first element of that XPath as soon as it can be clicked."""
+    def click(self, xpath: str, shows: str = "", seconds: float = 120) -> None:
+        """Click the first element of that XPath as soon as it can be clicked.
+
+        Args:
+            shows: An XPath that the click brings to view. A page that is still being drawn loses
+                clicks: it is clicked again every ten seconds until that is there.
+        """
 
         def clicked() -> bool:
             element = self._visible(xpath)
@@ -98,19 +104,47 @@ class Browser:
                 return True
             return False
 
+        def shown() -> bool:
+            nonlocal last
+            if self._visible(shows) is not None:
+                return True
+            if time.monotonic() - last > 10:
+                last = time.monotonic()
+                clicked()
+            return False
+
         self.until(clicked, f"{xpath} can be clicked", seconds)
+        last = time.monotonic()
+        if shows:
+            self.until(shown, f"{xpath} shows {shows}", seconds)
+
+    def write(self, xpath: str, text: str) -> None:
+        """Write into the first field of that XPath that can be seen."""
+
+        def written() -> bool:
+            field = self._visible(xpath)
+            if field is None:
+                return False
+            field.send_keys(text)
+            return True
+
+        self.until(written, f"{text!r} can be written into {xpath}")
 
     def press(self, key: str) -> None:
         """Press a key where the cursor is."""
         self.driver.switch_to.active_element.send_keys(key)
 
-    def says(self, text: str, seconds: float = 60) -> None:
+    def says(self, text: str, seconds: float = 120) -> None:
         """Wait until the page shows ``text``."""
         self.until(lambda: text in self.text(), f"the page says {text!r}", seconds)
 
     def all_texts(self, xpath: str) -> list[str]:
-        """The text of every element of that XPath."""
-        return [element.text for element in self.driver.find_elements(By.XPATH, xpath)]
+        """The text of every element of that XPath, of which there is one at least."""
+
+        def found() -> list[str]:
+            return [element.text for element in self.driver.find_elements(By.XPATH, xpath)]
+
+        return self.until(found, f"there is {xpath}")
 
     def shot(self, name: str) -> None:
         """Keep a picture of the window."""

@@ -65,6 +65,8 @@ def browser(webserver, tmp_path) -> Iterator[Browser]:
         browser.quit()
 
 
+# On a busy machine a page that is still being drawn loses clicks: once more, in another home.
+@pytest.mark.flaky(reruns=1)
 def test_from_an_empty_home_to_a_number_of_the_report(browser, home):
     browser.open("http://127.0.0.1:3000")
     materialize_a_cell(browser, home)
@@ -83,11 +85,12 @@ def materialize_a_cell(browser: Browser, home: Project) -> None:
     browser.click(asset("checkpoint"))
     browser.says("One cell's LoRA adapter")
     browser.click("//a[.='cell' and contains(@href, '/jobs/cell')]")
-    browser.click("//button[starts-with(., 'Materialize')]")
+    browser.click("//button[starts-with(., 'Materialize')]", button("Confirm"))
     browser.says("have not been materialized yet")  # in this home; the store has them
     browser.click(button("Confirm"))
-    browser.click("//*[.='Select a partition or create one']")
-    browser.see("//input[@placeholder='Filter partitions']").send_keys(TRAINED)
+    partitions = "//input[@placeholder='Filter partitions']"
+    browser.click("//*[.='Select a partition or create one']", partitions)
+    browser.write(partitions, TRAINED)
     browser.says("Select all (1)")
     browser.click(f"//li/*[contains(., {TRAINED!r})]")
     browser.press(Keys.ESCAPE)  # out of the list
@@ -107,18 +110,18 @@ def look_at_the_cell(browser: Browser, home: Project) -> None:
     """The checkpoint's loss curve, and what the checks of its outcomes found."""
     browser.click(navigation("Catalog"))
     browser.click(asset("checkpoint"))
-    browser.click(tab("Partitions"))
+    browser.click(tab("Partitions"), f"//*[.={TRAINED!r}]")
     browser.click(f"//*[.={TRAINED!r}]")
     browser.says("Materialized (1)")
     browser.says(home.store.landed(Ref("checkpoint", TRAINED)).data_version)
     browser.shot("4-partition-page")
-    browser.click(metadata("loss_curve"))
+    browser.click(metadata("loss_curve"), PICTURE)
     shown(browser)
     browser.shot("5-loss-curve")
     browser.click(button("Close"))
     browser.click(tab("Overview"))
     browser.click(asset("cell_outcomes"))
-    browser.click(tab("Checks"))
+    browser.click(tab("Checks"), "//*[.='coverage']")
     browser.click("//*[.='coverage']")
     browser.says("exactly the 1056 rows of the grid")
     browser.says(TRAINED)
@@ -136,12 +139,13 @@ def run_the_carry_over_backfill(browser: Browser, home: Project) -> None:
     browser.click(navigation("Jobs"))
     browser.click("//a[contains(@href, '/jobs/carry_over_backfill')]")
     browser.says("for the 5 carried-over cells")
-    browser.click(tab("Launchpad"))
+    browser.click(tab("Launchpad"), button("Launch Run"))
     browser.click(button("Launch Run"))
     finished(browser)
-    browser.click("//td[normalize-space(.)='backfill']/following-sibling::td//a")
-    browser.click(f"{DIALOG}//a[contains(@href, '/runs/b/')]")
-    browser.says("Status\nSucceeded", 180)
+    asked_for = f"{DIALOG}//a[contains(@href, '/runs/b/')]"
+    browser.click("//td[normalize-space(.)='backfill']/following-sibling::td//a", asked_for)
+    browser.click(asked_for)
+    browser.says("Status\nSucceeded", 400)
     for name in CHAIN:
         assert f"{name}\n100% completed\n2\n0\n2\n0" in browser.text(), name
     browser.shot("7-backfill")
@@ -155,10 +159,10 @@ def follow_a_contrast_to_its_cells(browser: Browser, home: Project) -> None:
     """The sensor has estimated the contrast by itself; its partition names exactly its cells."""
     browser.open(page("contrast_estimate", CONTRAST))
     made = browser.until(
-        lambda: home.store.manifest(Ref("contrast_estimate", CONTRAST)), "the sensor makes it", 120
+        lambda: home.store.manifest(Ref("contrast_estimate", CONTRAST)), "the sensor makes it", 300
     )
     browser.says(made.data_version)
-    browser.click(metadata("intervals"))
+    browser.click(metadata("intervals"), PICTURE)
     shown(browser)
     browser.shot("8-contrast")
     browser.click(button("Close"))
@@ -167,28 +171,26 @@ def follow_a_contrast_to_its_cells(browser: Browser, home: Project) -> None:
     assert sorted(links) == sorted(f"cell_outcomes[{cell.key}]" for cell in cells)
     browser.click(f"//a[.='cell_outcomes[{CARRIED[0]}]']")
     browser.says(home.store.landed(Ref("cell_outcomes", CARRIED[0])).data_version)
-    browser.click(tab("Lineage"))
-    browser.see("//*[normalize-space(.)='contrast_estimate']")
+    browser.click(tab("Lineage"), "//*[normalize-space(.)='contrast_estimate']")
     browser.shot("9-lineage")
 
 
 def read_the_report(browser: Browser, home: Project) -> None:
     """From the report in the interface to the file, a number in it, its ledger row, its cell."""
     made = browser.until(
-        lambda: home.store.manifest(Ref("report")), "the sensor makes the report", 240
+        lambda: home.store.manifest(Ref("report")), "the sensor makes the report", 400
     )
     browser.click(navigation("Catalog"))
     browser.click(asset("report"))
     browser.says(made.provenance.run_id[:8])
-    browser.click(metadata("report"))
-    browser.see(f"{DIALOG}//*[.='Provenance']")
+    browser.click(metadata("report"), f"{DIALOG}//*[.='Provenance']")
     browser.shot("10-report-in-dagster")
     browser.open(home.store.path(Ref("report"), "report.html").as_uri())
     browser.says(home.study.title)
     browser.shot("11-report")
     browser.click(f"//a[@href='#n-{NUMBER}']")
     row = f"//*[@id='n-{NUMBER}']"
-    assert NUMBER in browser.see(row).text
+    browser.until(lambda: NUMBER in browser.see(row).text, "the ledger's row is shown")
     browser.shot("12-ledger")
     browser.click(f"{row}//a[.='cells']")
     cells = browser.url.rpartition("#")[2]
@@ -200,6 +202,7 @@ def read_the_report(browser: Browser, home: Project) -> None:
 
 
 DIALOG = "//*[contains(@class, 'dialog')]"
+PICTURE = "//*[contains(@class, 'overlay-enter-done')]//img"
 
 
 def navigation(name: str) -> str:
@@ -234,12 +237,13 @@ def finished(browser: Browser) -> None:
     state = browser.until(
         lambda: next((s for s in ("Success", "Failure") if s in browser.text()), None),
         "the run ends",
-        180,
+        400,
     )
     assert state == "Success", browser.text()
 
 
 def shown(browser: Browser) -> None:
     """Wait until the picture in the dialog, which fades in, is drawn."""
-    picture = browser.see("//*[contains(@class, 'overlay-enter-done')]//img")
-    browser.until(lambda: picture.get_property("naturalWidth") > 0, "the picture is drawn")
+    browser.until(
+        lambda: browser.see(PICTURE).get_property("naturalWidth") > 0, "the picture is drawn"
+    )
