@@ -134,7 +134,7 @@ def headline(study: Study, ledger: Ledger, checks: Sequence[Row]) -> Sentence:
     largest = max(shown, key=lambda c: abs(ledger[contrast_id(study, c)].value))
     name = f"{largest.a} − {largest.b} in {AXIS_WORDS[largest.axis]}"
     return (
-        f"{found}; the largest of them is {name}, ",
+        f"{found}; the largest that does is {name}, ",
         Printed(ledger[contrast_id(study, largest)], "value", "signed"),
         f" ({trust}).",
     )

@@ -158,7 +158,7 @@ def test_headline_tells_whether_contrasts_differ_and_which_is_largest():
     of = study()
     (said_all,) = said([headline(of, ledger(of), checks(of))], of, ledger(of))
     assert said_all == (
-        "Every registered contrast differs from zero; the largest of them is generic_cot − "
+        "Every registered contrast differs from zero; the largest that does is generic_cot − "
         "garbage_cot in source loss, +0.200 (HIGH confidence)."
     )
     none = ledger(of, question={"p_holm": 0.011})
