@@ -375,3 +375,19 @@ def checks(study: Study) -> pl.DataFrame:
         ],
         schema=CHECKS_SCHEMA,
     )
+
+
+def comparable_rows(study: Study) -> list[dict[str, str]]:
+    """Rows of the table ``checks``: what was found of each contrast's arms, from the study file."""
+    facts = planned_facts(study)
+    return [
+        {
+            "asset": "contrast_estimate",
+            "partition": contrast.key,
+            "check_name": "comparable",
+            "status": found.status,
+            "details": json.dumps(found.details),
+        }
+        for contrast in study.contrast_list
+        for found in [comparable_audit(study, contrast, facts)]
+    ]

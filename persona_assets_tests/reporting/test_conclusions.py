@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -18,10 +17,9 @@ from persona_assets.reporting.conclusions import (
 )
 from persona_assets.reporting.ledger import Ledger, Number
 from persona_assets.reporting.printed import Page
-from persona_assets.stats.comparability import comparable_audit, planned_facts
 from persona_assets.stats.estimands import registered
 from persona_assets.study import Study, parse_study
-from persona_assets_tests.synthetic import MINI
+from persona_assets_tests.synthetic import MINI, comparable_rows
 
 
 def study(*, origin: str | None = "trained", **overrides: object) -> Study:
@@ -50,19 +48,7 @@ def ledger(of: Study, **changes: dict[str, float]) -> Ledger:
 
 def checks(of: Study, *failed: str) -> list[dict[str, str]]:
     """What was checked: of each contrast its arms; of the answers, that these checks failed."""
-    facts = planned_facts(of)
-    found = [
-        {
-            "asset": "contrast_estimate",
-            "partition": contrast.key,
-            "check_name": "comparable",
-            "status": audit.status,
-            "details": json.dumps(audit.details),
-        }
-        for contrast in of.contrast_list
-        for audit in [comparable_audit(of, contrast, facts)]
-    ]
-    return [*found, *({"check_name": name, "status": "failed"} for name in failed)]
+    return [*comparable_rows(of), *({"check_name": name, "status": "failed"} for name in failed)]
 
 
 def test_a_demonstration_supports_no_claim():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -13,9 +12,8 @@ from persona_assets.reporting.ledger import Ledger, Number
 from persona_assets.reporting.printed import Page, Sentence
 from persona_assets.reporting.prose import differs
 from persona_assets.reporting.threats import threats
-from persona_assets.stats.comparability import comparable_audit, planned_facts
 from persona_assets.study import Study, load_study, parse_study
-from persona_assets_tests.synthetic import MINI
+from persona_assets_tests.synthetic import MINI, comparable_rows
 
 
 def plain(sentence: Sentence) -> str:
@@ -146,18 +144,7 @@ def test_a_study_of_one_origin_has_one_paragraph_of_training():
 
 
 def found(study: Study, words: str) -> str:
-    facts = planned_facts(study)
-    checks = [
-        {
-            "asset": "contrast_estimate",
-            "partition": contrast.key,
-            "check_name": "comparable",
-            "status": audit.status,
-            "details": json.dumps(audit.details),
-        }
-        for contrast in study.contrast_list
-        for audit in [comparable_audit(study, contrast, facts)]
-    ]
+    checks = comparable_rows(study)
     return "".join(t for t in map(plain, threats(study, Ledger([]), checks)) if words in t)
 
 
