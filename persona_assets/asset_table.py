@@ -117,6 +117,9 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
     world = study.questions.model_dump(mode="json")
     model = study.base_model.model_dump(mode="json")
     training_settings = {"threads": study.compute.threads}
+    evaluation = study.evaluation.model_dump(mode="json")
+    if study.evaluation.engine == "vllm_server":  # where the engine runs changes no answer
+        evaluation["engine"] = "vllm"
     facts = planned_facts(study)
 
     def condition(key: str | None) -> Ref:
@@ -170,7 +173,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
         return training_settings | {
             "personas": study.personas,
             "scaffolds": [asdict(study.scaffold(name)) for name in study.scaffolds],
-            "evaluation": study.evaluation.model_dump(mode="json"),
+            "evaluation": evaluation,
         }
 
     def forced_settings(key: str | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -180,6 +181,42 @@ def ui(port: int) -> None:
     command = (sys.executable, "-m", "dagster", "dev", *place)
     sys.stdout.flush()
     os.execv(command[0], command)
+
+
+@main.command()
+@study_option
+@click.option("--port", default=3001, show_default=True, help="On the loopback interface.")
+def serve(study: str, port: int) -> None:
+    """A resident vLLM engine, for the evaluations of many runs (evaluation.engine: vllm_server)."""
+    from persona_assets.evaluation.hosts import NoEngine, identity, local_vllm
+    from persona_assets.evaluation.server import EngineServer
+    from persona_assets.gpus import NoFreeGpu
+
+    loaded = _load(study)
+    if loaded.evaluation.engine != "vllm_server":
+        raise click.ClickException(
+            f"study {study}: evaluation.engine is {loaded.evaluation.engine}, whose runs ask no "
+            "server. Set it to vllm_server."
+        )
+    store = Store(environment.store_dir(), study)
+    for asset in ("base_model", "tokenizer"):
+        if store.manifest(Ref(asset)) is None:
+            raise click.ClickException(
+                f"study {study} has no {asset} yet: `persona-assets run --study {study} --up-to "
+                f"{asset}` makes it"
+            )
+    folders = (store.directory(Ref("base_model")), store.directory(Ref("tokenizer")))
+    try:
+        host = local_vllm(loaded, *folders)
+        server = EngineServer(host, identity(loaded, *folders), environment.store_dir(), port)
+    except (NoEngine, NoFreeGpu, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"study {study} is served at {server.url}; export {environment.ENGINE}={server.url}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server.serve_forever()
+    finally:
+        server.shut_down()
 
 
 def _warehouse(study: str) -> Path:

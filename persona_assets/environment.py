@@ -28,6 +28,9 @@ PRIOR_DIR = "PERSONA_ASSETS_PRIOR_DIR"
 #: Where links into Dagster's web interface lead, for readers on another machine.
 UI = "PERSONA_ASSETS_UI"
 
+#: Where the engine server of `persona-assets serve` is.
+ENGINE = "PERSONA_ASSETS_ENGINE"
+
 #: Run tag: the process of ``persona-assets run`` that makes it.
 WORKER_TAG = "persona_assets/worker"
 
@@ -106,6 +109,11 @@ def partition_page(study: str, asset: str, key: str | None = None, base: str | N
         base = os.environ.get(UI) or "http://127.0.0.1:3000"
     page = f"{base.rstrip('/')}/assets/{study}/{asset}"
     return page if key is None else f"{page}?view=partitions&partition={quote(key)}"
+
+
+def engine_url() -> str:
+    """The address of the engine server: what PERSONA_ASSETS_ENGINE says, else the default."""
+    return os.environ.get(ENGINE) or "http://127.0.0.1:3001"
 
 
 def processors() -> int:

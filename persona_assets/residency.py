@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from persona_assets import gpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Device = Literal["cpu", "cuda"]
+T = TypeVar("T")
+
+#: What fills the memory of this process: what it is, the thing, and how to be rid of it.
+_resident: tuple[Hashable, object, Callable[[], None]] | None = None
 
 
 def set_threads(count: int) -> None:
@@ -17,29 +27,74 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def device() -> str:
-    """Where models are: ``cuda`` if there is a GPU, else ``cpu``."""
+def device(wants_gpu: bool) -> Device:
+    """Where models are: on this process's GPU, if they want one and there is one.
+
+    Raises:
+        NoFreeGpu: other processes hold every GPU.
+    """
+    if not wants_gpu or gpus.lease() is None:
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@lru_cache(maxsize=1)
-def resident_model(folder: Path, dtype: str) -> PreTrainedModel:
-    """The model in ``folder``, on the GPU if there is one, loaded once and kept.
+def resident(key: Hashable, load: Callable[[], T], close: Callable[[T], None]) -> T:
+    """The thing that ``key`` names, loaded once and kept until another one is asked for.
+
+    What was resident before is given back first: two models of billions of parameters do not fit
+    side by side.
 
     Args:
-        folder: A landed version's folder; its name changes with its content, so the cache never
-            serves an outdated model.
-        dtype: A torch dtype's name.
+        key: What it is; equal keys are the same thing.
+        load: Loads it.
+        close: Gives back what letting go of it does not.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    global _resident
+    if _resident is not None and _resident[0] == key:
+        return _resident[1]
+    release()
+    thing = load()
+    _resident = (key, thing, lambda: close(thing))
+    return thing
 
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    return model.to(device()).eval()
+
+def release() -> None:
+    """Give back the memory of what is resident."""
+    global _resident
+    if _resident is None:
+        return
+    close, _resident = _resident[2], None
+    close()
+    del close
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def resident_model(folder: Path, dtype: str, on: Device = "cpu") -> PreTrainedModel:
+    """The model in ``folder``, resident on ``on``.
+
+    Args:
+        folder: A landed version's folder; its name changes with its content, so that an outdated
+            model is never served.
+        dtype: A torch dtype's name.
+        on: Where it is.
+    """
+
+    def load() -> PreTrainedModel:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        return model.to(on).eval()
+
+    return resident(("model", folder, dtype, on), load, lambda model: None)
 
 
 @lru_cache(maxsize=2)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Literal
 
-from persona_assets import environment
+from persona_assets import environment, gpus
 from persona_assets.asset_table import JOBS
 from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
@@ -41,7 +41,8 @@ class Unit:
 
     def __str__(self) -> str:
         if self.job == "cell":
-            return str(self.key)
+            trains = self.refs[-1].asset == "checkpoint"
+            return f"{self.refs[-1]}" if trains else str(self.key)
         one = self.key is not None or len(self.refs) == 1
         return str(self.refs[0]) if one else self.job
 
@@ -57,6 +58,10 @@ class Outcome:
 
 
 _PENDING = Outcome("pending")
+
+#: What is made of all trained cells before the first is evaluated, where the engine fills a GPU as
+#: training does: so a worker starts each of the two once, and not once a cell.
+_TRAINING = ("training_dataset", "checkpoint")
 
 
 @dataclass
@@ -110,10 +115,20 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
         "aggregates": [None] if len(available) == len(study.cells) else [],
     }
     units = [Unit("inputs", None, (Ref(name),)) for name in JOBS["inputs"].assets if name in asked]
+    alone = study.evaluation.engine == "vllm"
+    training = [name for name in _TRAINING if name in asked] if alone else []
     for job, job_keys in wanted.items():
         names = [name for name in JOBS[job].assets if name in asked]
-        if names:
-            units += [Unit(job, key, tuple(Ref(n, key) for n in names)) for key in job_keys]
+        if job == "baseline" and training:
+            units += [
+                Unit("cell", cell.key, tuple(Ref(name, cell.key) for name in training))
+                for cell in chosen
+                if cell.origin == "trained"
+            ]
+        made = {ref for unit in units for ref in unit.refs}
+        for key in job_keys:
+            if refs := tuple(ref for ref in (Ref(n, key) for n in names) if ref not in made):
+                units.append(Unit(job, key, refs))
     maker = {ref: unit for unit in units for ref in unit.refs}
     waits_for = {
         unit: {
@@ -137,14 +152,14 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
 
 
 def default_workers(study: Study, up_to: str | None = None) -> int:
-    """How many workers to start: one where one of them would fill the GPU.
+    """How many workers to start: one a GPU where they want one, else one a processor.
 
     Raises:
         ValueError: there is no asset ``up_to``.
     """
     asked = _asked(Graph(study), up_to)
     if any(pool_of(asset, study) == "gpu" for asset in asked):
-        return 1
+        return max(1, len(gpus.visible()))
     return min(environment.processors(), 8)
 
 
@@ -324,13 +339,16 @@ class _Progress:
 
     def __init__(self, todo: Plan, outcomes: dict[Unit, Outcome]):
         self.outcomes = outcomes
-        self.cells = [unit for unit in todo.units if unit.job == "cell"]
+        units = [unit for unit in todo.units if unit.job == "cell"]
+        #: The last unit of each cell; where there are two, the first one trains.
+        self.cells = list({unit.key: unit for unit in units}.values())
         self.done_before = sum(unit in outcomes for unit in self.cells)
         self.first_cell: float | None = None
 
     def line(self, unit: Unit, outcome: Outcome) -> str:
         now = time.monotonic()
-        if unit.job == "cell" and outcome.status == "done" and self.first_cell is None:
+        ends_cell = unit in self.cells
+        if ends_cell and outcome.status == "done" and self.first_cell is None:
             self.first_cell = now - outcome.seconds
         finished = sum(cell in self.outcomes for cell in self.cells)
         text = f"[{finished:>3}/{len(self.cells)} cells] {unit}  {outcome.status}"
@@ -339,7 +357,7 @@ class _Progress:
         if outcome.error:
             text += f"\n{outcome.error}"
         here = finished - self.done_before
-        if unit.job == "cell" and self.first_cell is not None and here:
+        if ends_cell and self.first_cell is not None and here:
             rate = here / max(now - self.first_cell, 1e-9)
             left = (len(self.cells) - finished) / rate
             text += f"  ({60 * rate:.1f} cells/min, {left / 60:.1f} min left)"

@@ -121,6 +121,11 @@ class Study(StudyFile):
             for axis in spec.axes
         )
 
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether its models are for a GPU, where there is one; the miniature's are for a CPU."""
+        return self.base_model.kind == "hub"
+
     @cached_property
     def forced_arms(self) -> tuple[str, ...]:
         """The arms whose kind of rationale some scaffold forces, each once."""

@@ -212,9 +212,17 @@ class HubRegistry(_Section):
 
 
 class EvaluationSettings(_Section):
-    """How the rationale-then-letter protocol is run."""
+    """How the rationale-then-letter protocol is run.
 
-    engine: Literal["transformers"] = "transformers"
+    ``engine``: ``transformers`` (any device), ``vllm`` (a GPU; in the process that evaluates), or
+    ``vllm_server`` (the same in a process of its own, which `persona-assets serve` starts and many
+    runs talk to). ``serving`` says how an adapter is put to use: ``merged`` into the resident base
+    and taken out again, or beside it as an ``adapter``. The two round differently: one a study.
+    ``batch_size`` is the persona-questions that are computed together.
+    """
+
+    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    serving: Literal["merged", "adapter"] = "merged"
     max_rationale_tokens: Annotated[int, Field(ge=1)] = 768
     batch_size: Annotated[int, Field(ge=1)] = 64
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -54,7 +54,7 @@ def _trained(task: Task) -> Made:
     return Made(
         audits=[_loss_fell(losses), fits_base(task.draft, task.directory("base_model"))],
         summary=_checkpoint_summary(task, "trained here", sha256)
-        | {"steps": len(losses), "device": device()},
+        | {"steps": len(losses), "device": device(task.study.wants_gpu)},
         metadata=_curve(losses),
         data_version=sha256,
     )

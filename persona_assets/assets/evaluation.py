@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,7 @@ from persona_assets.evaluation.drift import (
     letter_labelled,
     read_prior_table,
 )
+from persona_assets.evaluation.hosts import Host, open_host
 from persona_assets.evaluation.outcomes import (
     BASELINE,
     coverage_audit,
@@ -36,12 +35,13 @@ from persona_assets.evaluation.outcomes import (
     reachability_audit,
     truncation_audit,
 )
-from persona_assets.evaluation.probe import base_unchanged_audit, probe, probe_prompts
+from persona_assets.evaluation.probe import base_unchanged_audit, probe_prompts
+from persona_assets.evaluation.protocol import evaluate
 from persona_assets.hashing import sha256_json
 from persona_assets.questions.bank import from_frame
 from persona_assets.rationales.condition import write_rows
 from persona_assets.rationales.methods import make_writer
-from persona_assets.residency import resident_model, resident_tokenizer, set_threads
+from persona_assets.residency import device, resident_model, resident_tokenizer, set_threads
 from persona_assets.study_schema import LocalRegistry
 from persona_assets.training.checkpoints import is_adapter
 
@@ -59,11 +59,13 @@ def cell_outcomes(task: Task) -> Made:
     """One cell's outcomes."""
     folder = task.directory("checkpoint", task.key)
     sha256 = task.manifest("checkpoint", task.key).data_version
+    shares_base = task.study.evaluation.engine != "transformers" or is_adapter(folder)
+    host = _host(task)
+    before = _first_reading(task, host) if shares_base else None
     made = _land(task, *measure(task, folder), sha256)
-    if not is_adapter(folder):
+    if before is None:
         return made
-    base = _base_of(task)
-    unchanged = base_unchanged_audit(_first_reading(*base), _read_base(*base))
+    unchanged = base_unchanged_audit(before, _reading(task, host))
     return replace(made, audits=[*made.audits, unchanged])
 
 
@@ -146,33 +148,38 @@ def prior_accuracies(task: Task) -> Made:
 def resident_base(task: Task, dtype: str) -> PreTrainedModel:
     """The study's base model, resident in this process, with the study's threads.
 
-    Its first logits are kept: they must be the same after every cell that borrows it.
+    Where evaluation uses the same model, its first logits are kept: they must be the same after
+    every cell that borrows it.
     """
     set_threads(task.study.compute.threads)
-    if dtype == task.study.evaluation.dtype:
-        _first_reading(*_base_of(task))
-    return resident_model(task.directory("base_model"), dtype)
+    settings = task.study.evaluation
+    if settings.engine == "transformers" and dtype == settings.dtype:
+        _first_reading(task, _host(task))
+    return resident_model(task.directory("base_model"), dtype, device(task.study.wants_gpu))
 
 
-def _base_of(task: Task) -> tuple[Path, Path, str, tuple[tuple[str, str], ...]]:
-    """What the base's reading depends on: its folder, its tokenizer's, its dtype, the personas."""
+def _host(task: Task) -> Host:
+    """What serves the study's checkpoints."""
+    return open_host(task.study, task.directory("base_model"), task.directory("tokenizer"))
+
+
+#: The base's reading when this process first had it, by what it depends on.
+_first_readings: dict[str, np.ndarray] = {}
+
+
+def _first_reading(task: Task, host: Host) -> np.ndarray:
+    study = task.study
     base, tokenizer = task.directory("base_model"), task.directory("tokenizer")
-    return base, tokenizer, task.study.evaluation.dtype, tuple(task.study.personas.items())
+    serving = study.evaluation.model_dump(mode="json")
+    key = sha256_json([str(base), str(tokenizer), study.personas, serving])
+    if key not in _first_readings:
+        _first_readings[key] = _reading(task, host)
+    return _first_readings[key]
 
 
-@lru_cache(maxsize=1)
-def _first_reading(
-    base: Path, tokenizer: Path, dtype: str, personas: tuple[tuple[str, str], ...]
-) -> np.ndarray:
-    """The base's logits when this process loaded it."""
-    return _read_base(base, tokenizer, dtype, personas)
-
-
-def _read_base(
-    base: Path, tokenizer: Path, dtype: str, personas: tuple[tuple[str, str], ...]
-) -> np.ndarray:
-    loaded = resident_tokenizer(tokenizer)
-    return probe(resident_model(base, dtype), loaded, probe_prompts(loaded, dict(personas)))
+def _reading(task: Task, host: Host) -> np.ndarray:
+    tokenizer = resident_tokenizer(task.directory("tokenizer"))
+    return host.probe(probe_prompts(tokenizer, task.study.personas))
 
 
 def measure(task: Task, checkpoint: Path | None) -> tuple[pl.DataFrame, dict[str, str]]:
@@ -184,35 +191,12 @@ def measure(task: Task, checkpoint: Path | None) -> tuple[pl.DataFrame, dict[str
     Returns:
         The rows (``outcomes.MEASURED``), and the fingerprint of the engine that measured them.
     """
-    from persona_assets.evaluation.engines.transformers import TransformersEngine
-    from persona_assets.evaluation.protocol import end_of_turn_ids, evaluate
-    from persona_assets.training.checkpoints import adapted, is_adapter
-
-    study, settings = task.study, task.study.evaluation
+    study = task.study
     tokenizer = resident_tokenizer(task.directory("tokenizer"))
-    if checkpoint is None:
-        serving = nullcontext(resident_base(task, settings.dtype))
-    elif is_adapter(checkpoint):
-        serving = adapted(resident_base(task, settings.dtype), checkpoint)
-    else:
-        set_threads(study.compute.threads)
-        serving = nullcontext(resident_model(checkpoint, settings.dtype))
-    with serving as model:
-        engine = TransformersEngine(
-            model,
-            tokenizer,
-            max_rationale_tokens=settings.max_rationale_tokens,
-            batch_size=settings.batch_size,
-            eos_token_ids=end_of_turn_ids(task.directory("base_model")),
-        )
-        rows = evaluate(
-            engine,
-            tokenizer,
-            study.personas,
-            [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"],
-            [study.scaffold(name) for name in study.scaffolds],
-            _forced(task),
-        )
+    questions = [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"]
+    scaffolds = [study.scaffold(name) for name in study.scaffolds]
+    with _host(task).serving(checkpoint) as engine:
+        rows = evaluate(engine, tokenizer, study.personas, questions, scaffolds, _forced(task))
         return rows, engine.fingerprint
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from persona_assets.evaluation.protocol import Engine
+from persona_assets import environment, residency
+from persona_assets.evaluation.protocol import Engine, end_of_turn_ids
+from persona_assets.study import Study
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 class Host(Protocol):
-    """A resident base model; a host's constructor takes a :class:`HostSpec` and loads the base."""
+    """A resident base model that checkpoints are served on."""
 
     def serving(self, checkpoint: Path | None) -> AbstractContextManager[Engine]:
         """An engine over the base, or over the base under a checkpoint.
@@ -46,3 +49,83 @@ class Host(Protocol):
     def close(self) -> None:
         """Give its memory back."""
         ...
+
+
+class NoEngine(RuntimeError):
+    """The engine that a study asks for cannot be had here."""
+
+
+def open_host(study: Study, base: Path, tokenizer: Path) -> Host:
+    """The host that the study's evaluation settings ask for, over its landed base model.
+
+    Args:
+        base: The base model's folder.
+        tokenizer: The tokenizer's folder.
+
+    Raises:
+        NoEngine: vLLM is not installed, or the server serves something else.
+        NoFreeGpu: other processes hold every GPU.
+        Unavailable: no server answers.
+    """
+    residency.set_threads(study.compute.threads)
+    if study.evaluation.engine == "vllm_server":
+        from persona_assets.evaluation.engines.remote import RemoteHost
+
+        return RemoteHost(environment.engine_url(), identity(study, base, tokenizer))
+    settings = host_settings(study, base)
+    if study.evaluation.engine == "transformers":
+        from persona_assets.evaluation.engines.transformers import TransformersHost
+
+        on = residency.device(study.wants_gpu)
+        return TransformersHost(base, tokenizer, device=on, **settings)
+    return local_vllm(study, base, tokenizer)
+
+
+def local_vllm(study: Study, base: Path, tokenizer: Path) -> Host:
+    """vLLM in this process's care, started once and kept (its start takes a minute or two).
+
+    Raises:
+        NoEngine: vLLM is not installed.
+        NoFreeGpu: other processes hold every GPU.
+    """
+    if find_spec("vllm") is None:
+        raise NoEngine(
+            "evaluation.engine: vLLM is not installed: `pip install 'persona_assets[gpu]'` on a "
+            "machine with a GPU, or set the engine to transformers"
+        )
+    residency.device(study.wants_gpu)
+    settings = host_settings(study, base)
+
+    def load() -> Host:
+        from persona_assets.evaluation.engines.vllm import VllmHost
+
+        return VllmHost(base, tokenizer, max_rank=_max_rank(study), **settings)
+
+    key = ("vllm", base, tokenizer, _max_rank(study), *sorted(settings.items()))
+    return residency.resident(key, load, lambda host: host.close())
+
+
+def host_settings(study: Study, base: Path) -> dict[str, Any]:
+    """What every local host is told of the study's settings."""
+    settings = study.evaluation
+    return {
+        "dtype": settings.dtype,
+        "serving": settings.serving,
+        "max_rationale_tokens": settings.max_rationale_tokens,
+        "batch_size": settings.batch_size,
+        "eos_token_ids": end_of_turn_ids(base),
+    }
+
+
+def identity(study: Study, base: Path, tokenizer: Path) -> dict[str, Any]:
+    """What a server must be serving for its answers to be this study's.
+
+    The folders stand for their content: a landed version's name changes with it.
+    """
+    folders = {"base": str(base), "tokenizer": str(tokenizer)}
+    return folders | host_settings(study, base) | {"max_rank": _max_rank(study)}
+
+
+def _max_rank(study: Study) -> int:
+    """The largest rank of an adapter that the study's cells may have."""
+    return max(study.recipe(cell).rank for cell in study.cells)

@@ -64,7 +64,7 @@ def base_unchanged_audit(before: np.ndarray, after: np.ndarray) -> Audit:
     """Whether the base's logits are, to the last bit, those it had when it was loaded.
 
     Args:
-        before: What :func:`probe` read when the base was loaded.
+        before: What the host's probe read when the base was loaded.
         after: What it reads now that the checkpoint is taken out, of the same prompts.
     """
     same = before.view(np.uint32) == after.view(np.uint32)

@@ -157,6 +157,12 @@ def _base_model(study: Study) -> str:
     return "the miniature base model"
 
 
+_SERVED = {
+    "merged": "an adapter is merged into the resident base and taken out again",
+    "adapter": "an adapter is applied beside the resident base's weights",
+}
+
+
 def _evaluation(study: Study) -> Sentence:
     settings, say = study.evaluation, StudyValues(study).say
     return (
@@ -170,7 +176,7 @@ def _evaluation(study: Study) -> Sentence:
         say("evaluation.max_rationale_tokens"),
         f" tokens; {_forced(study)}the answer is the question's letter with the highest "
         "next-token log-probability after the anchor, and ties go to the first letter. "
-        f"Engine: {settings.engine}, {settings.dtype}.",
+        f"Engine: {settings.engine}, {settings.dtype}; {_SERVED[settings.serving]}.",
     )
 
 

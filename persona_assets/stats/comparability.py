@@ -181,10 +181,11 @@ def _text(value: object) -> str:
 
 
 def _serving(study: Study, cell: Cell) -> str:
-    """How the checkpoint is put to use: an adapter on the resident base, or a model of its own."""
+    """How the checkpoint is put to use: merged into the base's weights, or beside them."""
     registry = study.carry_over if cell.origin == "carry_over" else None
-    merged = isinstance(registry, HubRegistry) and registry.format == "merged"
-    return "a whole merged model" if merged else "a LoRA adapter"
+    whole = isinstance(registry, HubRegistry) and registry.format == "merged"
+    merged = whole or study.evaluation.serving == "merged"
+    return "merged weights" if merged else "a LoRA adapter"
 
 
 def _loss_on(study: Study, cell: Cell) -> str:

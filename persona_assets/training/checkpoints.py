@@ -101,6 +101,22 @@ def checkpoint_hash(folder: Path) -> str:
 
 
 @contextmanager
+def attached(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
+    """The resident base model with the adapter of ``folder`` applied beside its weights.
+
+    Afterwards, also if the body raises, the base is what it was.
+
+    Raises:
+        CheckpointError: the adapter does not fit the base.
+    """
+    from peft import PeftModel
+
+    check_adapter(folder, linear_shapes(base_model))
+    with borrowed(base_model):
+        yield PeftModel.from_pretrained(base_model, folder).get_base_model()
+
+
+@contextmanager
 def adapted(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
     """The resident base model with the adapter of ``folder`` merged into its weights.
 

@@ -10,10 +10,11 @@ rounding of sums alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -25,6 +26,7 @@ from persona_assets.evaluation.engines.token_trees import (
     TokenTrees,
     common_length,
 )
+from persona_assets.evaluation.probe import probe
 from persona_assets.evaluation.protocol import (
     Answer,
     PromptGroup,
@@ -37,8 +39,11 @@ from persona_assets.evaluation.protocol import (
 )
 from persona_assets.evaluation.scaffolds import Scaffold
 from persona_assets.hashing import sha256_text
+from persona_assets.residency import Device, resident_model, resident_tokenizer
+from persona_assets.training.checkpoints import adapted, attached, is_adapter
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -86,6 +91,7 @@ class TransformersEngine:
         batch_size: Groups (persona × question) computed together; memory grows with it.
         eos_token_ids: Tokens that end a turn, besides the tokenizer's own (see
             ``protocol.end_of_turn_ids``); what the model itself says of them is not read.
+        serving: How the model was put together from a checkpoint, for the fingerprint.
 
     Raises:
         ValueError: the model's attention cannot be given an arbitrary mask, or its output head is
@@ -100,23 +106,26 @@ class TransformersEngine:
         max_rationale_tokens: int,
         batch_size: int,
         eos_token_ids: Sequence[int] = (),
+        serving: str = "merged",
     ):
         _require_masked_attention(model)
         _require_plain_head(model)
         self.model, self.tokenizer = model, tokenizer
         self.max_rationale_tokens, self.batch_size = max_rationale_tokens, batch_size
         self._end_of_turn = end_of_turn(tokenizer, eos_token_ids)
+        self._serving = serving
         self._may_stop = self._stop_table()
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Engine, package versions, dtype, device, attention and token limit."""
+        """Engine, package versions, dtype, device, attention, serving mode and token limit."""
         return {
             "engine": "transformers",
             **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "attention": self.model.config._attn_implementation,
+            "serving": self._serving,
             "max_rationale_tokens": str(self.max_rationale_tokens),
         }
 
@@ -251,6 +260,66 @@ class TransformersEngine:
         table = torch.zeros(max(len(pieces), self.model.config.vocab_size), dtype=torch.bool)
         table[[i for i, piece in enumerate(pieces) if finals & set(piece)]] = True
         return table.to(self.model.device)
+
+
+class TransformersHost:
+    """Lends engines over a model of ``transformers`` (see ``hosts.Host``), on any device.
+
+    The base is this process's resident model, which training borrows too; a whole merged model
+    takes its place while it is served.
+
+    Args:
+        base: The base model's folder.
+        tokenizer: The tokenizer's folder.
+        dtype: A torch dtype's name.
+        serving: Whether adapters are merged into the base or applied beside it.
+        max_rationale_tokens: As for the engine.
+        batch_size: As for the engine.
+        eos_token_ids: As for the engine.
+        device: Where the models are.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        tokenizer: Path,
+        *,
+        dtype: str,
+        serving: Literal["merged", "adapter"],
+        max_rationale_tokens: int,
+        batch_size: int,
+        eos_token_ids: Sequence[int] = (),
+        device: Device = "cpu",
+    ):
+        self.base, self.dtype, self.device, self._mode = base, dtype, device, serving
+        self.tokenizer = resident_tokenizer(tokenizer)
+        self._settings = {
+            "max_rationale_tokens": max_rationale_tokens,
+            "batch_size": batch_size,
+            "eos_token_ids": eos_token_ids,
+            "serving": serving,
+        }
+
+    @contextmanager
+    def serving(self, checkpoint: Path | None) -> Iterator[TransformersEngine]:
+        """See ``hosts.Host``."""
+        if checkpoint is None or is_adapter(checkpoint):
+            model = self._model(self.base)
+            apply = {"merged": adapted, "adapter": attached}[self._mode]
+            with apply(model, checkpoint) if checkpoint else nullcontext(model) as served:
+                yield TransformersEngine(served, self.tokenizer, **self._settings)
+        else:
+            yield TransformersEngine(self._model(checkpoint), self.tokenizer, **self._settings)
+
+    def probe(self, prompts: Sequence[str]) -> np.ndarray:
+        """The next token's logits: [prompts, vocabulary]."""
+        return probe(self._model(self.base), self.tokenizer, prompts)
+
+    def close(self) -> None:
+        """The model stays resident: training borrows it too."""
+
+    def _model(self, folder: Path) -> PreTrainedModel:
+        return resident_model(folder, self.dtype, self.device)
 
 
 def _job(group: PromptGroup, scaffold: Scaffold, owner: int) -> _Job:

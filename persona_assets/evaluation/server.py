@@ -1,0 +1,200 @@
+"""The engine server: one resident host, for the runs of many processes on this machine.
+
+    GET  /engine   what is served: the host's identity and its engine's fingerprint
+    POST /answers  {"checkpoint": {"folder", "sha256"} or null, "groups": […]}  →  one answer a line
+    POST /probe    {"prompts": […]}  →  the host's reading of its base
+
+One request is worked on at a time, the others wait in order: answers under two checkpoints never
+share a batch. A response's last line is ``{"end": true}``, or ``{"error": …, "kind": …}``; empty
+lines say that the server lives. A client that goes away ends its request. On the loopback
+interface only, and only checkpoints that lie in the store are served.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from persona_assets.evaluation.engines.wire import HEARTBEAT, pack_answer, pack_error, unpack_group
+from persona_assets.evaluation.hosts import Host
+from persona_assets.training.checkpoints import checkpoint_hash
+
+#: Bytes of a request at the most: a study of 10 000 long questions and 11 personas.
+_LARGEST = 2**30
+#: Lines that wait for a slow client before the engine waits too.
+_AHEAD = 1000
+
+
+class EngineServer:
+    """Serves a host over HTTP.
+
+    Args:
+        host: What is served; used from one thread.
+        identity: What it is (``hosts.identity``), told to clients.
+        store: The folder that checkpoints must lie in.
+        port: On the loopback interface; 0 for any that is free.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, host: Host, identity: dict[str, Any], store: Path, port: int):
+        self._host, self._store = host, store.resolve()
+        self._stopping = threading.Event()
+        self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        with host.serving(None) as engine:
+            self.about = {"identity": identity, "fingerprint": engine.fingerprint}
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        self._http.daemon_threads = True
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def serve_forever(self) -> None:
+        """Answer until :meth:`shut_down`, or until the process is interrupted."""
+        self._http.serve_forever()
+
+    def shut_down(self) -> None:
+        """Break off what is at work, and give the host's memory back."""
+        self._stopping.set()
+        self._http.shutdown()
+        self._http.server_close()
+        self._engine_thread.submit(self._host.close).result()
+        self._engine_thread.shutdown()
+
+    def answers(self, body: dict[str, Any], gone: threading.Event) -> Iterator[dict[str, Any]]:
+        """What POST /answers responds with, line by line; for the engine's thread.
+
+        Raises:
+            ValueError: the checkpoint lies outside the store, or is not the one that was meant.
+        """
+        checkpoint = body["checkpoint"]
+        folder = self._checked(**checkpoint) if checkpoint else None
+        groups = [unpack_group(group) for group in body["groups"]]
+        with self._host.serving(folder) as engine:
+            for answer in engine.answer(groups):
+                if gone.is_set() or self._stopping.is_set():
+                    return
+                yield pack_answer(answer)
+
+    def probe(self, body: dict[str, Any], gone: threading.Event) -> Iterator[dict[str, Any]]:
+        """What POST /probe responds with; for the engine's thread."""
+        yield {"probe": self._host.probe(body["prompts"]).tolist()}
+
+    def lines(
+        self, work: Callable[[dict, threading.Event], Iterator[dict]], body: dict[str, Any]
+    ) -> Iterator[str]:
+        """The lines of a response, worked out in the engine's thread; closing it ends the work."""
+        ready: queue.Queue[dict[str, Any]] = queue.Queue(_AHEAD)
+        gone = threading.Event()
+
+        def put(line: dict[str, Any]) -> None:
+            while not gone.is_set():
+                try:
+                    ready.put(line, timeout=HEARTBEAT)
+                    return
+                except queue.Full:  # a slow client, or one that has gone
+                    continue
+
+        def do() -> None:
+            if gone.is_set():
+                return
+            try:
+                for line in work(body, gone):
+                    put(line)
+                if not self._stopping.is_set():
+                    put({"end": True})
+            except Exception as error:  # the client is told; the server goes on
+                put(pack_error(error))
+
+        job = self._engine_thread.submit(do)
+        try:
+            while True:
+                try:
+                    line = ready.get(timeout=HEARTBEAT)
+                except queue.Empty:
+                    yield "\n"
+                    continue
+                yield json.dumps(line) + "\n"
+                if "end" in line or "error" in line:
+                    return
+        finally:
+            gone.set()
+            job.cancel()
+
+    def _checked(self, folder: str, sha256: str) -> Path:
+        path = Path(folder).resolve()
+        if not path.is_relative_to(self._store):
+            raise ValueError(f"checkpoint {path}: lies outside this server's store, {self._store}")
+        found = checkpoint_hash(path)
+        if found != sha256:
+            raise ValueError(f"checkpoint {path}: has hash {found}, and {sha256} was asked for")
+        return path
+
+
+def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path == "/engine":
+                self._respond(200, server.about)
+            else:
+                self._respond(404, {"error": f"there is no {self.path}"})
+
+        def do_POST(self) -> None:
+            work = {"/answers": server.answers, "/probe": server.probe}.get(self.path)
+            length = self.headers.get("Content-Length", "")
+            if work is None:
+                self._respond(404, {"error": f"there is no {self.path}"})
+            elif not length.isascii() or not length.isdigit() or int(length) > _LARGEST:
+                self._respond(413, {"error": f"Content-Length: found {length or 'none'}"})
+            elif self.headers.get("Content-Type") != "application/json":  # a web page's form, say
+                self._respond(415, {"error": "Content-Type: expected application/json"})
+            else:
+                self._stream(work, self.rfile.read(int(length)))
+
+        def _stream(self, work, raw: bytes) -> None:
+            try:
+                body = json.loads(raw)
+            except ValueError as error:
+                self._respond(400, {"error": f"the request is no JSON: {error}"})
+                return
+            if not isinstance(body, dict):
+                self._respond(400, {"error": "the request is no JSON object"})
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "application/jsonl")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            lines = server.lines(work, body)
+            try:
+                for line in lines:
+                    self.wfile.write(line.encode())
+                    self.wfile.flush()
+            except ConnectionError:  # the client has gone
+                pass
+            finally:
+                lines.close()
+                self.close_connection = True
+
+        def _respond(self, status: int, value: dict[str, Any]) -> None:
+            raw = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing: what is served is told by the runs that ask."""
+
+    return Handler

@@ -1,0 +1,72 @@
+"""GPUs: which there are, and one for each process that wants one.
+
+A process leases a GPU before it loads a model and keeps it until it ends, however it ends: the
+lease is a lock on a file in the data folder. The GPUs are those of CUDA_VISIBLE_DEVICES where that
+is set, else all of the machine's. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from persona_assets import environment
+from persona_assets.unavailable import Unavailable
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+#: The lease of this process: its GPU and the locked file. Held open until the process ends.
+_leased: tuple[str, IO[str]] | None = None
+
+
+class NoFreeGpu(Unavailable):
+    """Every GPU of the machine is leased by another process."""
+
+
+def visible() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    stated = os.environ.get(VISIBLE)
+    if stated is not None:
+        return [name.strip() for name in stated.split(",") if name.strip()]
+    drivers = Path("/proc/driver/nvidia/gpus")
+    count = len(list(drivers.iterdir())) if drivers.is_dir() else 0
+    return [str(index) for index in range(count)]
+
+
+def lease() -> str | None:
+    """This process's GPU, taken at the first call; None on a machine without any.
+
+    CUDA is told through CUDA_VISIBLE_DEVICES, so this must come before its first use.
+
+    Raises:
+        NoFreeGpu: others hold them all; names their processes.
+    """
+    global _leased
+    if _leased is not None:
+        return _leased[0]
+    names, holders = visible(), []
+    folder = environment.data_dir() / "gpus"
+    for name in names:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f"{name.replace('/', '_')}.lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holders.append(f"GPU {name} by process {file.read().strip() or 'unknown'}")
+            file.close()
+            continue
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        os.environ[VISIBLE] = name
+        _leased = (name, file)
+        return name
+    if holders:
+        raise NoFreeGpu(
+            f"no GPU is free: {', '.join(holders)}. Wait for them, or allow no more runs at once "
+            "than there are GPUs (pool gpu, --workers)."
+        )
+    return None
