@@ -15,7 +15,7 @@ from dagster._core.launcher import WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
-from persona_assets import environment
+from persona_assets import environment, gpus
 from persona_assets.environment import WORKER_TAG
 from persona_assets.launcher import LocalRunLauncher
 from persona_assets.pools import POOLS, open_pools, pool_of
@@ -54,10 +54,21 @@ def test_dagster_knows_each_assets_pool():
     assert pools == set(POOLS)
 
 
-def test_small_models_get_a_run_a_processor_and_all_else_one_at_a_time(instance):
+def test_models_get_a_run_a_processor_or_gpu_and_all_else_one_at_a_time(instance, monkeypatch):
     processors = len(os.sched_getaffinity(0))
-    assert open_pools(instance) == {"gpu": 1, "cpu_models": processors, "hub": 1, "warehouse": 1}
-    assert open_pools(instance)["cpu_models"] == processors
+    limits = {"gpu": 1, "cpu_models": processors, "hub": 1, "warehouse": 1}
+    monkeypatch.setenv(gpus.VISIBLE, "")
+    assert open_pools(instance) == limits
+    monkeypatch.setenv(gpus.VISIBLE, "0,1,2,3")
+    assert open_pools(instance) == limits | {"gpu": 4}
+    assert open_pools(instance) == limits | {"gpu": 4}
+
+
+def test_what_a_server_evaluates_takes_no_gpu_of_its_own(length_matched):
+    settings = length_matched.evaluation.model_copy(update={"engine": "vllm_server"})
+    served = length_matched.model_copy(update={"evaluation": settings})
+    assert pool_of("cell_outcomes", served) is pool_of("baseline_outcomes", served) is None
+    assert pool_of("checkpoint", served) == "gpu"
 
 
 def test_a_limit_set_by_hand_stays(instance):

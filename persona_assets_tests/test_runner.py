@@ -8,7 +8,7 @@ import pytest
 
 from persona_assets import environment
 from persona_assets.graph import Graph
-from persona_assets.runner import Outcome, Plan, Unit, _Dispatcher, default_workers, plan
+from persona_assets.runner import Outcome, Plan, Unit, _Dispatcher, _Progress, default_workers, plan
 from persona_assets.store import Ref, Store
 from persona_assets_tests.test_graph import land_everything
 
@@ -132,3 +132,36 @@ def test_a_gpu_is_given_to_one_worker(mini, length_matched, monkeypatch):
     assert default_workers(length_matched, "training_dataset") == 8
     with pytest.raises(ValueError, match="training_dataset"):
         default_workers(length_matched, "training_datset")
+
+
+def test_with_an_engine_that_fills_a_gpu_all_training_comes_first(length_matched, tmp_path):
+    """So that a worker starts trainer and engine once each, and fetches no checkpoint early."""
+    todo = plan(Graph(length_matched), Store(tmp_path, "length_matched"))
+    cells = [unit for unit in todo.units if unit.job == "cell"]
+    training, rest = cells[:39], cells[39:]
+    assert {tuple(ref.asset for ref in u.refs) for u in training} == {
+        ("training_dataset", "checkpoint")
+    }
+    assert str(training[0]).startswith("checkpoint[")
+    evaluated = {u.key: tuple(ref.asset for ref in u.refs) for u in rest}
+    assert len(evaluated) == 66
+    assert evaluated[training[0].key] == ("cell_outcomes", "cell_diagnostics")
+    assert evaluated["librarian.persona_cot.42"] == (
+        *("training_dataset", "checkpoint", "cell_outcomes", "cell_diagnostics"),
+    )
+    place = {unit: index for index, unit in enumerate(todo.units)}
+    (baseline,) = (unit for unit in todo.units if unit.job == "baseline")
+    assert place[training[-1]] < place[baseline] < place[rest[0]]
+    assert all(place[w] < place[unit] for unit in todo.units for w in todo.waits_for[unit])
+    shown = _Progress(todo, {})
+    assert len(shown.cells) == 66
+    assert shown.line(training[0], Outcome("done", 15.0)).startswith("[  0/66 cells] checkpoint[")
+    assert "1.0 min left" not in shown.line(training[0], Outcome("done", 15.0))
+    shown.outcomes[rest[0]] = Outcome("done", 120.0)
+    assert shown.line(rest[0], Outcome("done", 120.0)).startswith("[  1/66 cells] ")
+
+
+def test_with_an_engine_in_another_place_a_cell_is_one_run(length_matched, tmp_path):
+    settings = length_matched.evaluation.model_copy(update={"engine": "vllm_server"})
+    served = length_matched.model_copy(update={"evaluation": settings})
+    assert jobs(plan(Graph(served), Store(tmp_path, "length_matched")))["cell"] == 66

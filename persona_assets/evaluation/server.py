@@ -93,10 +93,10 @@ class EngineServer:
         self, work: Callable[[dict, threading.Event], Iterator[dict]], body: dict[str, Any]
     ) -> Iterator[str]:
         """The lines of a response, worked out in the engine's thread; closing it ends the work."""
-        ready: queue.Queue[dict[str, Any]] = queue.Queue(_AHEAD)
+        ready: queue.Queue[dict[str, Any] | None] = queue.Queue(_AHEAD)  # None: broken off
         gone = threading.Event()
 
-        def put(line: dict[str, Any]) -> None:
+        def put(line: dict[str, Any] | None) -> None:
             while not gone.is_set():
                 try:
                     ready.put(line, timeout=HEARTBEAT)
@@ -110,8 +110,7 @@ class EngineServer:
             try:
                 for line in work(body, gone):
                     put(line)
-                if not self._stopping.is_set():
-                    put({"end": True})
+                put(None if self._stopping.is_set() else {"end": True})
             except Exception as error:  # the client is told; the server goes on
                 put(pack_error(error))
 
@@ -123,6 +122,8 @@ class EngineServer:
                 except queue.Empty:
                     yield "\n"
                     continue
+                if line is None:
+                    return
                 yield json.dumps(line) + "\n"
                 if "end" in line or "error" in line:
                     return
