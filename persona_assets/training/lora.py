@@ -1,13 +1,16 @@
-"""LoRA fine-tuning of one cell: a fresh adapter on the resident base model, one plain loop."""
+"""LoRA fine-tuning of one cell: a fresh adapter on the resident base, one loop for any device."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import polars as pl
 
@@ -16,10 +19,18 @@ from persona_assets.training.resident import borrowed, linear_shapes, named_by
 
 if TYPE_CHECKING:
     import torch
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from persona_assets.training.packing import Pack
+
+log = logging.getLogger(__name__)
+
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+Example = tuple[list[int], int]
+#: Examples a pack, for the base models on which the memory held no larger packs.
+_room: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +41,8 @@ class TrainingLog:
         losses: Mean cross-entropy in nats over each step's loss tokens, before its update.
         learning_rates: The learning rate of each step.
         loss_tokens: Loss-bearing tokens seen, over all epochs.
-        tokens: Tokens seen, prompts included, padding excluded.
+        tokens: Tokens seen, prompts included.
+        examples_per_pack: Examples that the last step took forward and back together.
         wall_seconds: Time on the clock, from adapter creation to the last step.
         cpu_seconds: CPU time of this process in that span.
     """
@@ -39,6 +51,7 @@ class TrainingLog:
     learning_rates: tuple[float, ...]
     loss_tokens: int
     tokens: int
+    examples_per_pack: int
     wall_seconds: float
     cpu_seconds: float
 
@@ -64,6 +77,7 @@ def train_adapter(
     out_dir: Path,
     *,
     base_id: str,
+    kernels: Callable[[PreTrainedModel], AbstractContextManager[None]] = nullcontext,
 ) -> TrainingLog:
     """Train a LoRA adapter on ``rows`` and save it to ``out_dir`` in PEFT's format.
 
@@ -84,24 +98,19 @@ def train_adapter(
         TrainingError: no rows, a target module that the model has not, or a loss that is not
             finite; nothing is saved.
     """
-    import torch
-
-    if rows.is_empty():
-        raise TrainingError("the dataset has no rows: materialize it first")
+    examples = _examples(rows)
     _check_targets(base_model, recipe)
     wall, cpu = time.perf_counter(), time.process_time()
-    with borrowed(base_model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = _fresh_adapter(base_model, recipe)
-        losses, rates = _optimize(adapted, rows, recipe, seed)
+    with attached(base_model, recipe, seed, kernels) as adapted:
+        losses, rates, per_pack = _optimize(adapted, examples, recipe, seed)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         _save(adapted, out_dir, base_id)
     return TrainingLog(
         losses=tuple(losses),
         learning_rates=tuple(rates),
-        loss_tokens=recipe.epochs
-        * int((rows["input_ids"].list.len().cast(pl.Int64) - rows["loss_start"]).sum()),
-        tokens=recipe.epochs * int(rows["input_ids"].list.len().sum()),
+        loss_tokens=recipe.epochs * sum(len(ids) - start for ids, start in examples),
+        tokens=recipe.epochs * sum(len(ids) for ids, _ in examples),
+        examples_per_pack=per_pack,
         wall_seconds=wall,
         cpu_seconds=cpu,
     )
@@ -128,6 +137,20 @@ def batches(n: int, recipe: TrainingRecipe, seed: int) -> Iterator[list[int]]:
             yield order[start : start + recipe.examples_per_step]
 
 
+def _examples(rows: pl.DataFrame) -> list[Example]:
+    """(ids, loss_start) of each row."""
+    if rows.is_empty():
+        raise TrainingError("the dataset has no rows: materialize it first")
+    examples = list(zip(rows["input_ids"].to_list(), rows["loss_start"].to_list()))
+    for number, (ids, start) in enumerate(examples):
+        if not 0 < start < len(ids):
+            raise TrainingError(
+                f"row {number}: loss_start is {start} and input_ids has {len(ids)} tokens: "
+                "some token after the first must bear loss"
+            )
+    return examples
+
+
 def _check_targets(model: PreTrainedModel, recipe: TrainingRecipe) -> None:
     modules = linear_shapes(model)
     for suffix in recipe.target_modules:
@@ -138,8 +161,24 @@ def _check_targets(model: PreTrainedModel, recipe: TrainingRecipe) -> None:
             )
 
 
-def _fresh_adapter(base_model: PreTrainedModel, recipe: TrainingRecipe) -> PeftModel:
+@contextmanager
+def attached(
+    base_model: PreTrainedModel,
+    recipe: TrainingRecipe,
+    seed: int,
+    kernels: Callable[[PreTrainedModel], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[PeftModel]:
+    """A fresh adapter on the borrowed base, ready for :func:`add_gradients`.
+
+    LoRA's A is drawn from ``seed`` on the CPU, so that a cell starts from the same adapter on
+    every device; B is zero. Attaching anew costs a cell under 1 % of its time on a GPU, and the
+    base is itself again between cells.
+    """
+    import torch
     from peft import LoraConfig, get_peft_model
+    from peft.helpers import disable_input_dtype_casting
+
+    from persona_assets.training.packing import packed_attention
 
     config: LoraConfig = LoraConfig(
         task_type="CAUSAL_LM",
@@ -150,60 +189,138 @@ def _fresh_adapter(base_model: PreTrainedModel, recipe: TrainingRecipe) -> PeftM
         target_modules=list(recipe.target_modules),
         bias="none",
     )
-    return get_peft_model(base_model, config)
+    device = base_model.device
+    with (
+        borrowed(base_model),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(base_model, config).train()
+        # Under autocast PEFT would make a float32 copy of every input, only to have it cast back.
+        with (
+            disable_input_dtype_casting(adapted, active=_is_half(base_model)),
+            packed_attention(base_model),
+            kernels(base_model),
+        ):
+            yield adapted
 
 
 def _optimize(
-    adapted: PeftModel, rows: pl.DataFrame, recipe: TrainingRecipe, seed: int
-) -> tuple[list[float], list[float]]:
-    """Run every step; the losses and learning rates."""
+    adapted: PeftModel, examples: Sequence[Example], recipe: TrainingRecipe, seed: int
+) -> tuple[list[float], list[float], int]:
+    """Run every step; the losses, the learning rates and how many examples a pack had room for.
+
+    Everything is on the device before the first step, and no step waits for the device.
+    """
     import torch
 
     base_model = adapted.get_base_model()
     parameters = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
-    examples = list(zip(rows["input_ids"].to_list(), rows["loss_start"].to_list()))
     schedule = list(batches(len(examples), recipe, seed))
-    losses: list[torch.Tensor] = []
     rates = [learning_rate(recipe, step, len(schedule)) for step in range(len(schedule))]
-    adapted.train()
-    for batch, rate in zip(schedule, rates):
+    losses: list[torch.Tensor] = []
+    packs = _Packs(base_model, examples, schedule, recipe.examples_per_step)
+    for step, rate in enumerate(rates):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _mean_loss(base_model, [examples[i] for i in batch])
-        loss.backward()
+        while (loss := add_gradients(base_model, packs.of_step(step))) is None:
+            optimizer.zero_grad(set_to_none=True)
+            packs.halve(step)
         torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
+        losses.append(loss)
     values = torch.stack(losses).tolist()  # the one wait for the device
     for step, value in enumerate(values):
         if not value < float("inf"):
             raise TrainingError(f"the loss of step {step} is {value}: lower the learning rate")
-    return values, rates
+    return values, rates, packs.examples_per_pack
 
 
-def _mean_loss(model: PreTrainedModel, examples: Sequence[tuple[list[int], int]]) -> torch.Tensor:
-    """Mean cross-entropy over the batch's loss tokens; the head sees no other position.
+class _Packs:
+    """The packs of every step, laid out beforehand; smaller ones once the device's memory is full.
 
-    Rows are padded on the right and need no attention mask: under causal attention no token
-    sees the padding that follows it.
+    Packs that turn out too large for a base model stay smaller for all its later cells.
     """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        examples: Sequence[Example],
+        schedule: Sequence[list[int]],
+        per_step: int,
+    ) -> None:
+        self.model, self.examples, self.schedule = model, examples, schedule
+        self.examples_per_pack = min(per_step, _room.get(model, per_step))
+        self._lay_out(0)
+
+    def of_step(self, step: int) -> list[Pack]:
+        """The packs whose gradients add up to the step's."""
+        return self._packs[step]
+
+    def halve(self, step: int) -> None:
+        """From ``step`` on, half as many examples a pack.
+
+        Raises:
+            TrainingError: a pack already holds one example only.
+        """
+        before = min(self.examples_per_pack, len(self.schedule[step]))
+        if before == 1:
+            raise TrainingError(
+                f"step {step}: the device's memory does not hold one example: shorten the "
+                "longest rows, lower training.rank, or use a device with more memory"
+            )
+        self.examples_per_pack = _room[self.model] = (before + 1) // 2
+        log.warning(
+            "step %d: out of memory with %d examples a pack; going on with %d (the same step, "
+            "its gradients added up)",
+            step,
+            before,
+            self.examples_per_pack,
+        )
+        self._lay_out(step)
+
+    def _lay_out(self, first: int) -> None:
+        from persona_assets.training.packing import pack
+
+        size = self.examples_per_pack
+        kept = self._packs[:first] if first else []
+        self._packs = kept + [
+            [
+                pack([self.examples[row] for row in batch[start : start + size]], self.model.device)
+                for start in range(0, len(batch), size)
+            ]
+            for batch in self.schedule[first:]
+        ]
+
+
+def _is_half(model: PreTrainedModel) -> bool:
+    """Whether to compute in bfloat16; the adapter's parameters stay float32 all the same."""
     import torch
 
-    width = max(len(ids) for ids, _ in examples)
-    tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in examples])
-    column = torch.arange(1, width)
-    starts = torch.tensor([start for _, start in examples])[:, None]
-    ends = torch.tensor([len(ids) for ids, _ in examples])[:, None]
-    scored = ((column >= starts) & (column < ends)).to(model.device)
-    tokens = tokens.to(model.device)
-    decoder = model.get_decoder()
-    hidden = decoder(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[scored])
-    return torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][scored])
+    return model.dtype == torch.bfloat16
+
+
+def add_gradients(model: PreTrainedModel, packs: Sequence[Pack]) -> torch.Tensor | None:
+    """Add the gradients of the step's mean loss; that loss, or None if memory ran out half-way."""
+    import torch
+
+    from persona_assets.training.packing import pack_loss
+
+    loss_tokens = sum(len(pack.targets) for pack in packs)
+    mean = torch.zeros((), device=model.device, dtype=torch.float64)
+    try:
+        for pack in packs:
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=_is_half(model)):
+                loss = pack_loss(model, pack) / loss_tokens
+            loss.backward()
+            mean += loss.detach()
+    except torch.OutOfMemoryError:
+        return None
+    return mean
 
 
 def _save(adapted: PeftModel, out_dir: Path, base_id: str) -> None:

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from persona_assets.study_schema import TrainingRecipe
 from persona_assets.training.lora import (
     TrainingError,
-    _mean_loss,
     batches,
     learning_rate,
     train_adapter,
@@ -93,14 +92,6 @@ def test_the_first_loss_is_the_mean_cross_entropy_of_the_first_batch(mini, tmp_p
             total -= logits[position - 1, ids[position]].item()
             count += 1
     assert log.losses[0] == pytest.approx(total / count, rel=1e-5)
-
-
-def test_padding_changes_no_loss():
-    model = small.model()
-    long, short = list(range(20, 60)), list(range(30, 45))
-    alone = [_mean_loss(model, [(ids, 10)]).item() for ids in (long, short)]
-    together = _mean_loss(model, [(long, 10), (short, 10)]).item()
-    assert together == pytest.approx((30 * alone[0] + 5 * alone[1]) / 35, rel=1e-5)
 
 
 def test_equal_arguments_give_equal_files_in_any_process(tmp_path):
@@ -188,7 +179,7 @@ def test_the_base_survives_an_error_in_training(mini, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("half-way")
 
-    monkeypatch.setattr("persona_assets.training.lora._mean_loss", fail)
+    monkeypatch.setattr("persona_assets.training.packing.pack_loss", fail)
     with pytest.raises(RuntimeError, match="half-way"):
         train_adapter(model, rows(mini), RECIPE, 42, tmp_path / "adapter", base_id="small")
     assert same(model, before)
