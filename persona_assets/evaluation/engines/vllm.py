@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,9 +46,6 @@ from persona_assets.training.checkpoints import (
 )
 from persona_assets.training.headers import CheckpointError, read_json
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 Serving = Literal["merged", "adapter"]
 
 #: Tokens that a prompt may have, its opening included, besides the longest rationale.
@@ -65,7 +62,8 @@ _MAX_REQUESTS = 2048
 #: Seconds within which what was aborted must have left the engine.
 _DRAIN = 60.0
 
-_ENVIRONMENT = {
+#: What vLLM and its processes are started with.
+ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
@@ -95,7 +93,6 @@ class VllmHost:
 
     Raises:
         CheckpointError: the base's configuration is missing or damaged.
-        RuntimeError: vLLM is not installed.
     """
 
     def __init__(
@@ -127,7 +124,7 @@ class VllmHost:
         self._serves = False
         self.request_ids = map(str, itertools.count())
         quiet = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
-        with _environment(**_ENVIRONMENT, **quiet, **{STARTER: str(os.getpid())}):
+        with _environment(**ENVIRONMENT, **quiet, **{STARTER: str(os.getpid())}):
             self._llm = _start(
                 model=str(base),
                 tokenizer=str(tokenizer),
@@ -453,14 +450,9 @@ def _start(
     lora_rank: int | None,
 ) -> Any:
     """vLLM with the model loaded."""
-    try:
-        from vllm import LLM
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise RuntimeError(
-            f"vLLM cannot be imported ({error}): install the package with its extra 'gpu', or set "
-            "evaluation.engine to transformers"
-        ) from error
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
     device: dict[str, Any]
     if current_platform.is_cpu():
         # Blocks of 128, the default, hold none of a short prompt: nothing would be shared.

@@ -250,7 +250,7 @@ def _end_with_starter() -> None:
             time.sleep(_WATCH)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    if starter and starter != str(os.getpid()) and lives():
+    if starter and starter != str(os.getpid()):
         threading.Thread(target=watch, name="end-with-starter", daemon=True).start()
 
 
