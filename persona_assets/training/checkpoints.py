@@ -29,6 +29,7 @@ from persona_assets.training.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from persona_assets.training.resident import borrowed, linear_shapes, named_by
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 Format = Literal["adapter", "merged"]
@@ -100,6 +101,15 @@ def checkpoint_hash(folder: Path) -> str:
     return sha256_lines(f"{name} {sha256_file(folder / name)}" for name in names)
 
 
+def adapter_rank(folder: Path) -> int:
+    """The rank of an adapter.
+
+    Raises:
+        CheckpointError: its configuration is not plain LoRA.
+    """
+    return _read_lora(folder / ADAPTER_CONFIG).rank
+
+
 @contextmanager
 def attached(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
     """The resident base model with the adapter of ``folder`` applied beside its weights.
@@ -126,23 +136,59 @@ def adapted(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedMod
     Raises:
         CheckpointError: the adapter does not fit the base, or holds a value that is not finite.
     """
+    updates = read_updates(folder, linear_shapes(base_model), str(base_model.device))
+    with borrowed(base_model, changing=updates.keys()):
+        for target, update in updates.items():
+            weight = base_model.get_submodule(target).weight.data
+            weight.copy_(update.added_to(weight))
+        yield base_model
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What an adapter adds to one module's weight: scaling · B A.
+
+    Attributes:
+        a: [rank, in features].
+        b: [out features, rank].
+        scaling: The factor.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+    def added_to(self, weight: torch.Tensor) -> torch.Tensor:
+        """The sum, [out, in], computed in float32 and rounded once to the weight's dtype."""
+        return (weight.float() + self.b.float() @ self.a.float() * self.scaling).to(weight.dtype)
+
+
+def read_updates(
+    folder: Path, shapes: Mapping[str, tuple[int, int]], device: str = "cpu"
+) -> dict[str, Update]:
+    """What an adapter adds to the base model, by the full name of the module.
+
+    Args:
+        folder: The adapter's folder.
+        shapes: (out, in) features of the base model's linear modules, by full name.
+        device: Where the tensors are put.
+
+    Raises:
+        CheckpointError: as :func:`check_adapter`, or a value is not finite.
+    """
     import torch
     from safetensors.torch import load_file
 
-    targets = check_adapter(folder, linear_shapes(base_model))
+    targets = check_adapter(folder, shapes)
     scaling = _read_lora(folder / ADAPTER_CONFIG).scaling
-    tensors = load_file(folder / ADAPTER_WEIGHTS, device=str(base_model.device))
+    tensors = load_file(folder / ADAPTER_WEIGHTS, device=device)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"{folder / ADAPTER_WEIGHTS}: tensor {name} is not finite: train the cell again"
             )
-    with borrowed(base_model, changing=targets):
-        for target in targets:
-            a, b = (tensors[name].float() for name in _tensor_names(target))
-            weight = base_model.get_submodule(target).weight.data
-            weight.copy_(weight.float() + b @ a * scaling)
-        yield base_model
+    pairs = {target: _tensor_names(target) for target in targets}
+    return {target: Update(tensors[a], tensors[b], scaling) for target, (a, b) in pairs.items()}
 
 
 def fits_base(folder: Path, base_folder: Path, expected_format: Format | None = None) -> Audit:
@@ -181,7 +227,7 @@ def check_checkpoint(folder: Path, base_folder: Path, expected_format: Format | 
             f"{folder}: expected a checkpoint of format {expected_format}, found {found_format}"
         )
     if found_format == "adapter":
-        n = len(check_adapter(folder, _matrix_shapes(base_folder)))
+        n = len(check_adapter(folder, matrix_shapes(base_folder)))
         return f"{n} modules adapted, each of the base's shape"
     n = check_model(folder, base_folder)
     return f"a whole model of {n} tensors, each of the base's shape"
@@ -234,7 +280,8 @@ def check_model(folder: Path, base_folder: Path) -> int:
     return len(found)
 
 
-def _matrix_shapes(base_folder: Path) -> dict[str, tuple[int, int]]:
+def matrix_shapes(base_folder: Path) -> dict[str, tuple[int, int]]:
+    """(rows, columns) of every matrix among a model's weights, by its module's full name."""
     return {
         name.removesuffix(".weight"): (tensor.shape[0], tensor.shape[1])
         for name, tensor in read_model_headers(base_folder).items()
