@@ -98,17 +98,23 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
     """Compile the decoder's layers, if attention has its kernel on the model's device and dtype.
 
-    One by one and for any lengths, so that all layers, packs and later cells share two graphs:
-    the first layer's, whose input needs no gradient, and the other layers'.
+    One by one and for any lengths, so that all layers, packs and later cells share one graph. For
+    that the embeddings ask for a gradient as the layers' outputs do: a second graph for the first
+    layer alone would cost more than all that it could leave out.
     """
-    layers = model.get_decoder().layers if _has_kernel(model) else ()
+    if not _has_kernel(model):
+        yield
+        return
+    layers = model.get_decoder().layers
+    model.enable_input_require_grads()
     for layer in layers:
         layer.compile(dynamic=True)
     try:
         yield
     finally:
         for layer in layers:
-            layer.__dict__.pop("_compiled_call_impl", None)
+            del layer._compiled_call_impl
+        model.disable_input_require_grads()
 
 
 def _attend(
