@@ -9,11 +9,11 @@ all of them as a table at the end; an error in one part is reported and the next
 runs everything on a small model, on a CPU too.
 
 ceilings   matrix products and copies of the device, and the floors they set for one cell
+padded     plain transformers + PEFT loops: 4 x 4 accumulated with checkpointing, and 16 at once
 ours       the project's loop over one whole cell, its adapter saved, after a warm-up; with
            `--eager`, also with its layers not compiled
 agreement  gradients of one step: padded and packed in bfloat16 against a float32 reference
 attach     an adapter on the resident base: new layers, and those of the cell before
-padded     plain transformers + PEFT loops: 4 x 4 accumulated with checkpointing, and 16 at once
 cells      `--cells` cells one after another with saved adapters, sources, arms and seeds in turn,
            or as many as `--seconds` leave time for
 """
