@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.engine_agreement import Material
@@ -82,16 +81,10 @@ def _material(root: Path, adapters: tuple[str, ...]) -> Material:
 
 
 def random_adapter(base: Path, folder: Path, rank: int) -> Path:
-    """An adapter of every matrix but the embeddings, neither of its factors zero."""
-    torch.manual_seed(1)
-    config = LoraConfig(
-        r=rank,
-        target_modules=[f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")],
-        init_lora_weights=False,
-        task_type="CAUSAL_LM",
-    )
-    get_peft_model(load(base), config).save_pretrained(folder)
-    return folder
+    """An adapter of every matrix but the embeddings and the head."""
+    parts = ("q", "k", "v", "o", "gate", "up", "down")
+    targets = [f"{part}_proj" for part in parts]
+    return small.random_adapter(load(base), folder, r=rank, target_modules=targets)
 
 
 def load(folder: Path) -> PreTrainedModel:
