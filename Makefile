@@ -1,17 +1,20 @@
-# make demo   the whole mini study, from study file to report
-# make ui     Dagster's web interface on 127.0.0.1:3000
-# make test   lint and tests
+# make demo        the whole mini study, from study file to report
+# make ui          Dagster's web interface on 127.0.0.1:3000
+# make test        lint and tests
+# make test-vllm   the tests of the vLLM engine, with its build for CPUs in a venv of its own
 # Each works alone on a fresh machine; the first one installs.
 
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
+VLLM_VENV := $(CURDIR)/.venv-vllm
+VLLM_TESTS := persona_assets_tests/vllm
 
 export DAGSTER_HOME := $(CURDIR)
 export PERSONA_ASSETS_DATA := $(abspath $(or $(PERSONA_ASSETS_DATA),data))
 export PERSONA_ASSETS_DAGSTER := $(abspath $(or $(PERSONA_ASSETS_DAGSTER),$(PERSONA_ASSETS_DATA)/dagster))
 
-.PHONY: install demo ui test lint clean
+.PHONY: install demo ui test test-vllm lint clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -33,6 +36,17 @@ lint: install
 
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -rs
+
+# Its warnings are not those of pyproject.toml, which name Dagster's: that is not installed there.
+test-vllm: $(VLLM_VENV)/.installed
+	$(VLLM_VENV)/bin/python -m pytest $(VLLM_TESTS) -rs --override-ini filterwarnings=ignore
+
+$(VLLM_VENV)/.installed: $(VLLM_TESTS)/requirements.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --constraint $< torch
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 clean:
 	rm -rf $(PERSONA_ASSETS_DATA)/store $(PERSONA_ASSETS_DATA)/registry $(PERSONA_ASSETS_DAGSTER)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 import polars as pl
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from persona_assets.questions.miniature import World
 from persona_assets.rationales.condition import write_condition
@@ -55,3 +57,13 @@ def random_model(vocab_size: int, seed: int, **options) -> Qwen2ForCausalLM:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     config = Qwen2Config(vocab_size=vocab_size, **sizes | options)
     return Qwen2ForCausalLM(config).eval()
+
+
+def random_adapter(model: PreTrainedModel, folder: Path, **options) -> Path:
+    """Save an adapter of ``model``, which is used up: neither of its factors is zero."""
+    torch.manual_seed(1)
+    config = LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", **options)
+    adapted = get_peft_model(model, config)
+    config.init_lora_weights = True  # a checkpoint that asks for anything else is refused
+    adapted.save_pretrained(folder)
+    return folder

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Names, to the engine's processes, the one that started them.
 STARTER = "PERSONA_ASSETS_VLLM_STARTER"
+#: A whole model's output head, as checkpoints name it.
+HEAD = "lm_head.weight"
 #: Seconds between two looks at whether that one still lives.
 _WATCH = 0.5
 
@@ -199,7 +201,9 @@ class ResidentModel:
         model, config = self.model_runner.get_model(), self.model_runner.model_config
         device = next(model.parameters()).device
         if modules is None:
-            roots, names = [model], list(files)
+            # A tied head is the embeddings, saved once or twice.
+            tied = config.hf_text_config.tie_word_embeddings
+            roots, names = [model], [name for name in files if not (tied and name == HEAD)]
         else:
             roots = [model.get_submodule(name) for name in modules]
             names = [name for parts in modules.values() for name in tensor_names(parts, files)]
@@ -214,6 +218,10 @@ class ResidentModel:
             finally:
                 for root in roots:
                     finalize_layerwise_reload(root, config)
+            if modules is None:
+                # A CPU's kernels read a packed copy of the head, which is not made anew where the
+                # head is tied: it is not loaded, its weight is the embeddings'.
+                model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
