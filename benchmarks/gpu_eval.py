@@ -26,6 +26,7 @@ import json
 import math
 import os
 import random
+import re
 import sys
 import time
 import traceback
@@ -114,8 +115,21 @@ def modules(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     }
 
 
-def prepare(work: Path, config: dict[str, Any]) -> None:
-    """Write a random base in one safetensors file a layer, and random adapters."""
+def words(tokenizer: Any) -> list[int]:
+    """The tokens that are a space and a whole word, and that such a text is encoded as."""
+    texts = {i: tokenizer.decode([i]) for i in range(len(tokenizer))}
+    shaped = {i: text for i, text in texts.items() if re.fullmatch(" [a-z]{3,}", text)}
+    ids = encode(tokenizer, list(shaped.values()))
+    return [i for i, found in zip(shaped, ids) if found == [i]]
+
+
+def prepare(work: Path, config: dict[str, Any], tokenizer: Any) -> None:
+    """Write a random base in one safetensors file a layer, and random adapters.
+
+    The head favours whole words, so that what is generated is encoded as it was generated, like a
+    trained model's text: of other random tokens hardly any sequence is, and each letter's request
+    would compute its whole rationale anew.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -138,11 +152,14 @@ def prepare(work: Path, config: dict[str, Any]) -> None:
         save_file(tensors, base / name)
         placed.update(dict.fromkeys(tensors, name))
 
+    head, favoured = drawn(vocabulary, wide), torch.zeros(vocabulary, dtype=torch.bool)
+    favoured[words(tokenizer)] = True
+    head[~favoured] *= 0.05
     save(
         "model-ends.safetensors",
         {
             "model.embed_tokens.weight": drawn(vocabulary, wide),
-            "lm_head.weight": drawn(vocabulary, wide),
+            "lm_head.weight": head,
             "model.norm.weight": torch.ones(wide, dtype=dtype),
         },
     )
@@ -442,7 +459,7 @@ def main() -> None:
     args = _parser().parse_args()
     args.config = TINY if args.tiny else QWEN_7B
     sections: dict[str, Callable[[], None]] = {
-        "prepare": lambda: prepare(args.work, args.config),
+        "prepare": lambda: prepare(args.work, args.config, Workload(args).tokenizer),
         "merged": lambda: host_section(args, Workload(args), "merged"),
         "adapter": lambda: host_section(args, Workload(args), "adapter"),
         "two_pass": lambda: two_pass(args, Workload(args)),
