@@ -150,10 +150,13 @@ class VllmHost:
         Raises:
             CheckpointError: the checkpoint does not fit the base, or its rank is above ``max_rank``
                 where it is served beside the base.
-            RuntimeError: another checkpoint is being served.
+            RuntimeError: another checkpoint is being served, or could not be taken out again.
         """
         if self._serves:
-            raise RuntimeError("the engine serves another checkpoint: leave that one first")
+            raise RuntimeError(
+                "the engine serves another checkpoint, or failed to take one out: leave that one "
+                "first, or restart the process"
+            )
         beside = False
         if checkpoint is not None:
             self._look_at(checkpoint)
