@@ -53,13 +53,12 @@ def material(tmp_path_factory) -> Material:
             patch.setattr(miniature, name, value)
         base, _ = miniature.train_base_model(small.WORLD, small.tokenizer(), seed=0)
     base.save_pretrained(root / "base")
-    # Beside the base: vLLM looks for a configuration with the tokenizer, seconds long in vain.
-    small.tokenizer().save_pretrained(root / "base")
+    small.tokenizer().save_pretrained(root / "tokenizer")
     for key in CELLS:
         cell = STUDY.cell(key)
         rows = small.dataset(STUDY, cell)
         train_adapter(base, rows, RECIPE, cell.seed, root / cell.key, base_id="base")
-    return _material(root, CELLS, tokenizer="base")
+    return _material(root, CELLS)
 
 
 @pytest.fixture(scope="session")
@@ -71,12 +70,14 @@ def untied(tmp_path_factory) -> Material:
     base.save_pretrained(root / "base")
     small.tokenizer().save_pretrained(root / "tokenizer")
     random_adapter(root / "base", root / "adapter", rank=4)
-    return _material(root, ("adapter",), tokenizer="tokenizer")
+    return _material(root, ("adapter",))
 
 
-def _material(root: Path, adapters: tuple[str, ...], tokenizer: str) -> Material:
+def _material(root: Path, adapters: tuple[str, ...]) -> Material:
     folders = tuple(root / name for name in adapters)
-    return Material(root / "base", root / tokenizer, folders, PERSONAS, EVAL, MAX_RATIONALE_TOKENS)
+    return Material(
+        root / "base", root / "tokenizer", folders, PERSONAS, EVAL, MAX_RATIONALE_TOKENS
+    )
 
 
 def random_adapter(base: Path, folder: Path, rank: int) -> Path:
