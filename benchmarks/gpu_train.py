@@ -10,10 +10,12 @@ runs everything on a small model, on a CPU too.
 
 ceilings   matrix products and copies of the device, and the floors they set for one cell
 padded     plain transformers + PEFT loops: 4 x 4 accumulated with checkpointing, and 16 at once
-ours       the project's loop over one whole cell, its adapter saved, after a warm-up
+ours       the project's loop over one whole cell, its adapter saved, after a warm-up; with
+           `--eager`, also with its layers not compiled
 agreement  gradients of one step: padded and packed in bfloat16 against a float32 reference
-attach     a fresh adapter on the resident base
-cells      --cells cells one after another with saved adapters, sources, arms and seeds in turn
+attach     an adapter on the resident base: new layers, and those of the cell before
+cells      `--cells` cells one after another with saved adapters, sources, arms and seeds in turn,
+           or as many as `--seconds` leave time for
 """
 
 from __future__ import annotations
@@ -21,14 +23,13 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
+import math
 import signal
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,93 +37,28 @@ from typing import Any
 import polars as pl
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from peft import PeftModel
+from transformers import PreTrainedModel, Qwen2ForCausalLM
 
+from benchmarks.cell_workload import PER_STEP, QWEN, RECIPES, TINY, Size, frame
+from benchmarks.padded_loop import padded_gradients, plain_peft, run_steps
 from persona_assets.study_schema import TrainingRecipe
-from persona_assets.training import kernels
 from persona_assets.training.lora import TrainingLog, add_gradients, attached, train_adapter
 from persona_assets.training.packing import pack
-from persona_assets.training.resident import borrowed
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-RECIPES = {
-    "r16 q,k,v,o": TrainingRecipe(rank=16, target_modules=ATTENTION),
-    "r32 all linear": TrainingRecipe(
-        rank=32, alpha=64, rslora=True, target_modules=ATTENTION + MLP, learning_rate=5e-6
-    ),
-}
-KERNELS = {"plain": nullcontext, "compiled": kernels.compiled, "liger": kernels.liger}
-PER_STEP = 16
-
-Example = tuple[list[int], int]
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is trained: the model's shape, and rows of random tokens of a cell's lengths."""
-
-    config: Qwen2Config
-    rows: int
-    prompt: tuple[int, int]
-    completion: tuple[int, int]
-
-    def examples(self, seed: int = 0) -> list[Example]:
-        """(ids, loss_start) of every row."""
-        rng = random.Random(seed)
-        examples = []
-        for _ in range(self.rows):
-            prompt, completion = rng.randint(*self.prompt), rng.randint(*self.completion)
-            ids = [rng.randrange(self.config.vocab_size) for _ in range(prompt + completion)]
-            examples.append((ids, prompt))
-        return examples
-
-
-QWEN = Size(
-    Qwen2Config(
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        vocab_size=152064,
-        rope_theta=1e6,
-        max_position_embeddings=32768,
-        tie_word_embeddings=False,
-    ),
-    rows=1119,
-    prompt=(90, 220),
-    completion=(60, 125),
-)
-TINY = Size(
-    Qwen2Config(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=300,
-        tie_word_embeddings=False,
-    ),
-    rows=70,
-    prompt=(9, 22),
-    completion=(6, 12),
-)
 
 
 class Benchmark:
-    """The base on its device, the workload, and every figure so far."""
+    """The base on its device, the workload, every figure so far, and the time left."""
 
     def __init__(self, size: Size, arguments: argparse.Namespace) -> None:
         self.size, self.arguments = size, arguments
+        self.began = time.perf_counter()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.figures: list[dict[str, Any]] = []
         self.recipes = {name: RECIPES[name] for name in RECIPES if arguments.recipe in name}
         self.examples = size.examples()
         self.tokens = sum(len(ids) for ids, _ in self.examples)
         self.loss_tokens = sum(len(ids) - start for ids, start in self.examples)
-        start = time.perf_counter()
         self.model = self._random_model()
         self.sync()
         self.report(
@@ -134,7 +70,7 @@ class Benchmark:
             tokens=self.tokens,
             loss_tokens=self.loss_tokens,
             parameters=sum(p.numel() for p in self.model.parameters()),
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - self.began,
         )
 
     def _random_model(self) -> PreTrainedModel:
@@ -161,6 +97,10 @@ class Benchmark:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def seconds_left(self) -> float:
+        """Of the time for the whole run."""
+        return self.arguments.seconds - (time.perf_counter() - self.began)
+
     @contextmanager
     def part(self, name: str, **labels: Any) -> Iterator[None]:
         """Free memory first; report an error, or that the time limit was hit, and go on."""
@@ -169,18 +109,20 @@ class Benchmark:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
+        limit = max(1.0, min(self.arguments.limit, self.seconds_left()))
+
         def give_up(*_: object) -> None:
-            raise TimeoutError(f"no end after {self.arguments.limit} s")
+            raise TimeoutError(f"no end after {limit:.0f} s")
 
         signal.signal(signal.SIGALRM, give_up)
-        signal.alarm(self.arguments.limit)
+        signal.setitimer(signal.ITIMER_REAL, limit)
         try:
             yield
         except Exception as error:
             traceback.print_exc()
             self.report(name, **labels, error=repr(error)[:300])
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def peak_gib(self) -> float:
         """Peak of device memory since the part began, in GiB."""
@@ -239,72 +181,6 @@ def ceilings(bench: Benchmark) -> None:
         )
 
 
-@contextmanager
-def plain_peft(model: PreTrainedModel, recipe: TrainingRecipe) -> Iterator[PeftModel]:
-    """The model as a user of PEFT would wrap it."""
-    with borrowed(model):
-        config: LoraConfig = LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,
-            use_rslora=recipe.rslora,
-            target_modules=list(recipe.target_modules),
-        )
-        yield get_peft_model(model, config).train()
-
-
-def padded_gradients(adapted: PeftModel, examples: list[Example], micro: int) -> torch.Tensor:
-    """Add the gradients of a step's mean loss as such loops do: padding, mask, labels of -100."""
-    device = adapted.device
-    loss_tokens = sum(len(ids) - start for ids, start in examples)
-    total = torch.zeros((), device=device)
-    for first in range(0, len(examples), micro):
-        part = examples[first : first + micro]
-        width = max(len(ids) for ids, _ in part)
-        ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in part])
-        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in part])
-        labels = torch.tensor(
-            [[-100] * s + row[s:] + [-100] * (width - len(row)) for row, s in part]
-        )
-        half = next(adapted.parameters()).dtype == torch.bfloat16
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            loss = adapted(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                labels=labels.to(device),
-                num_items_in_batch=loss_tokens,
-                use_cache=False,
-            ).loss
-        loss.backward()
-        total += loss.detach()
-    return total
-
-
-def padded_loop(
-    bench: Benchmark,
-    adapted: PeftModel,
-    recipe: TrainingRecipe,
-    steps: list[list[Example]],
-    micro: int,
-) -> tuple[float, float]:
-    """Seconds for the steps after one to warm up, and the first loss."""
-    parameters = [p for p in adapted.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
-
-    def run(step: list[Example]) -> torch.Tensor:
-        loss = padded_gradients(adapted, step, micro)
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss
-
-    run(max(steps, key=lambda step: max(len(ids) for ids, _ in step)))
-    bench.sync()
-    start = time.perf_counter()
-    losses = [run(step) for step in steps]
-    bench.sync()
-    return time.perf_counter() - start, float(losses[0])
-
-
 def padded(bench: Benchmark) -> None:
     """Plain loops over 12 steps, scaled to the cell by tokens."""
     steps = [
@@ -318,9 +194,10 @@ def padded(bench: Benchmark) -> None:
                 if checkpointing:
                     adapted.gradient_checkpointing_enable({"use_reentrant": False})
                 try:
-                    took, first_loss = padded_loop(bench, adapted, recipe, steps, micro)
+                    took, first_loss = run_steps(adapted, recipe, steps, micro, bench.sync)
                 finally:
                     adapted.gradient_checkpointing_disable()
+                    bench.model.disable_input_require_grads()
                 bench.report(
                     "padded",
                     **labels,
@@ -332,27 +209,12 @@ def padded(bench: Benchmark) -> None:
                 )
 
 
-def frame(examples: list[Example]) -> pl.DataFrame:
-    """The examples as a training dataset has them."""
-    return pl.DataFrame(
-        {"input_ids": [ids for ids, _ in examples], "loss_start": [start for _, start in examples]},
-        schema={"input_ids": pl.List(pl.Int32), "loss_start": pl.Int32},
-    )
-
-
 def timed_cell(
-    bench: Benchmark,
-    recipe: TrainingRecipe,
-    kind: str,
-    out: Path,
-    rows: pl.DataFrame,
-    seed: int = 42,
+    bench: Benchmark, recipe: TrainingRecipe, out: Path, rows: pl.DataFrame, seed: int = 42
 ) -> tuple[float, TrainingLog]:
     """Seconds from the bare base to the saved adapter, and the log."""
     start = time.perf_counter()
-    log = train_adapter(
-        bench.model, rows, recipe, seed, out, base_id="random", kernels=KERNELS[kind]
-    )
+    log = train_adapter(bench.model, rows, recipe, seed, out, base_id="random")
     return time.perf_counter() - start, log
 
 
@@ -360,13 +222,13 @@ def ours(bench: Benchmark, out: Path) -> None:
     """One whole cell with its adapter saved, after a warm-up of the longest step and two more."""
     rows = frame(bench.examples)
     longest = sorted(bench.examples, key=lambda example: -len(example[0]))[:PER_STEP]
-    three_steps = frame(bench.examples[: 3 * PER_STEP])
     warm_up = frame(longest + bench.examples[: 2 * PER_STEP])
+    stances = {"ours": "default", "ours, not compiled": "force_eager"}
     for name, recipe in bench.recipes.items():
-        for kind in bench.arguments.kernels.split(","):
-            labels = {"recipe": name, "loop": f"ours, {kind}"}
-            with bench.part("ours", **labels):
-                train = partial(timed_cell, bench, recipe, kind, out)
+        for loop in list(stances)[: 1 + bench.arguments.eager]:
+            labels = {"recipe": name, "loop": loop}
+            with bench.part("ours", **labels), torch.compiler.set_stance(stances[loop]):
+                train = partial(timed_cell, bench, recipe, out)
                 warm_s, _ = train(warm_up)
                 bench.report("ours", **labels, warm_up_s=warm_s)
                 if bench.device.type == "cuda":
@@ -386,27 +248,6 @@ def ours(bench: Benchmark, out: Path) -> None:
                     last_loss=log.losses[-1],
                     compiled_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
                 )
-                if bench.arguments.profile and bench.device.type == "cuda":
-                    profile(bench, labels, partial(train, three_steps))
-
-
-def profile(bench: Benchmark, labels: dict[str, str], action: Callable[[], object]) -> None:
-    """The kernels that the device spends most of three steps in."""
-    from torch.profiler import ProfilerActivity
-
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        action()
-        bench.sync()
-    events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
-    total = sum(event.self_device_time_total for event in events)
-    bench.report("profile", **labels, device_ms_a_step=total / 3e3)
-    for event in events[:22]:
-        bench.report(
-            "profile",
-            kernel=event.key[:90],
-            ms_a_step=event.self_device_time_total / 3e3,
-            calls_a_step=event.count / 3,
-        )
 
 
 def to_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -442,8 +283,8 @@ def agreement(bench: Benchmark) -> None:
             loss = padded_gradients(adapted, step, micro)
             return float(loss), result(parameters)
 
-    def of_ours(kind: str, per_pack: int = PER_STEP) -> tuple[float, dict[str, torch.Tensor]]:
-        with attached(bench.model, recipe, 0, KERNELS[kind]) as adapted:
+    def of_ours(per_pack: int) -> tuple[float, dict[str, torch.Tensor]]:
+        with attached(bench.model, recipe, 0) as adapted:
             parameters = drawn(adapted)
             parts = (step[first : first + per_pack] for first in range(0, len(step), per_pack))
             loss = add_gradients(bench.model, [pack(part, bench.device) for part in parts])
@@ -472,62 +313,70 @@ def agreement(bench: Benchmark) -> None:
         to_dtype(bench.model, torch.float32)
         try:
             known["padded float32"] = of_padded(2)
-            compare("ours float32", of_ours("plain", 4))
+            compare("ours float32", of_ours(4))
         finally:
             to_dtype(bench.model, torch.bfloat16)
     with bench.part("agreement", gradients="padded bfloat16"):
         known["padded bfloat16"] = of_padded(PER_STEP)
         compare("padded bfloat16", known["padded bfloat16"])
-    for kind in bench.arguments.kernels.split(","):
-        with bench.part("agreement", gradients=f"ours, {kind}"):
-            found = of_ours(kind)
-            compare(f"ours, {kind}", found)
-            compare(f"ours, {kind}", found, "padded bfloat16")
+    with bench.part("agreement", gradients="ours bfloat16"):
+        found = of_ours(PER_STEP)
+        compare("ours bfloat16", found)
+        compare("ours bfloat16", found, "padded bfloat16")
 
 
 def attach(bench: Benchmark) -> None:
-    """Seconds from the bare base to a fresh adapter on it, and back."""
+    """Seconds from the bare base to a fresh adapter on it, and back to the bare base."""
+
+    def once(recipe: TrainingRecipe) -> float:
+        start = time.perf_counter()
+        with attached(bench.model, recipe, 42):
+            pass
+        bench.sync()
+        return time.perf_counter() - start
+
     for name, recipe in bench.recipes.items():
         with bench.part("attach", recipe=name):
-
-            def fresh(recipe: TrainingRecipe = recipe) -> None:
-                with attached(bench.model, recipe, 42):
-                    bench.sync()
-
-            bench.report("attach", recipe=name, seconds=seconds(fresh, bench.sync, 5))
+            once(recipe.model_copy(update={"rank": 1}))  # the base now keeps others' layers
+            first, *following = (once(recipe) for _ in range(6))
+            bench.report("attach", recipe=name, which="first", seconds=first)
+            bench.report("attach", recipe=name, which="next", seconds=sum(following) / 5)
 
 
 def cells(bench: Benchmark, out: Path) -> None:
-    """Cells in turn, as a worker trains them."""
-    recipe, kind = RECIPES["r16 q,k,v,o"], bench.arguments.kernels.split(",")[0]
-    with bench.part("cells"):
-        arms = [frame(bench.size.examples(arm)) for arm in range(4)]
-        began = time.perf_counter()
-        for number in range(bench.arguments.cells):
-            took, log = timed_cell(
-                bench,
-                recipe,
-                kind,
-                out / f"cell-{number}",
-                arms[number % len(arms)],
-                (42, 137, 256)[number % 3],
-            )
-            bench.report(
-                "cells",
-                cell=number,
-                seconds=took,
-                last_loss=log.losses[-1],
-                so_far_s=time.perf_counter() - began,
-            )
-        saved = sorted(out.glob("cell-*/adapter_model.safetensors"))
+    """Cells in turn, as a worker trains them, for as long as there is time for another one."""
+    recipe = RECIPES["r16 q,k,v,o"]
+    arms = [frame(bench.size.examples(arm)) for arm in range(4)]
+    began, taken = time.perf_counter(), [0.0]
+
+    def report() -> None:
+        saved = sorted(out.glob("cell-*/adapter_config.json"))
         bench.report(
             "cells",
             cells=bench.arguments.cells,
-            total_s=time.perf_counter() - began,
+            trained=len(taken) - 1,
             adapters_saved=len(saved),
-            mib_each=saved[0].stat().st_size / 2**20,
+            total_s=sum(taken),
             peak_gib=bench.peak_gib(),
         )
+
+    with bench.part("cells"):
+        try:
+            for number in range(bench.arguments.cells):
+                if bench.seconds_left() < 1.2 * max(taken[-2:]):
+                    break
+                rows, seed = arms[number % len(arms)], (42, 137, 256)[number % 3]
+                took, log = timed_cell(bench, recipe, out / f"cell-{number}", rows, seed)
+                taken.append(took)
+                bench.report(
+                    "cells",
+                    cell=number,
+                    seconds=took,
+                    last_loss=log.losses[-1],
+                    so_far_s=time.perf_counter() - began,
+                )
+        finally:
+            report()
 
 
 def table(bench: Benchmark) -> None:
@@ -543,14 +392,14 @@ def table(bench: Benchmark) -> None:
 
 def main() -> None:
     """Run the parts asked for."""
-    parts = ("ceilings", "ours", "agreement", "attach", "padded", "cells")
+    parts = ("ceilings", "padded", "ours", "agreement", "attach", "cells")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(parts), help="parts, comma-separated")
-    parser.add_argument("--kernels", default="plain", help=f"of {','.join(KERNELS)}, in order")
+    parser.add_argument("--eager", action="store_true", help="time our loop not compiled, too")
     parser.add_argument("--recipe", default="", help="recipes whose name holds this")
     parser.add_argument("--cells", type=int, default=39)
     parser.add_argument("--limit", type=int, default=300, help="seconds a part may take")
-    parser.add_argument("--profile", action="store_true", help="list the slowest kernels")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="all there is for the run")
     parser.add_argument("--tiny", action="store_true", help="a small model")
     arguments = parser.parse_args()
     bench = Benchmark(TINY if arguments.tiny else QWEN, arguments)

@@ -339,6 +339,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
                 lambda key: (base, tokenizer, bank, condition(key)),
                 prior_settings,
                 lambda key: _row_sources(),
+                code_version="2",
             )
         )
     if study.forced_arms:
@@ -377,6 +378,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             cells,
             checkpoint_upstream,
             checkpoint_settings,
+            code_version="2",
             released_after=checkpoint_reader,
         ),
         Asset(

@@ -52,15 +52,10 @@ def model(seed: int = 0, **options) -> Qwen2ForCausalLM:
 
 
 def random_model(vocab_size: int, seed: int, **options) -> Qwen2ForCausalLM:
-    """Two random layers of width 32, in float32."""
+    """Two random layers of width 32, in float32, where ``options`` ask for nothing else."""
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        **options,
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = Qwen2Config(vocab_size=vocab_size, **sizes | options)
     return Qwen2ForCausalLM(config).eval()
 
 

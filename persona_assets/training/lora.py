@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from persona_assets.training.resident import borrowed, linear_shapes, named_by
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
     from persona_assets.training.packing import Pack
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+#: The attribute of a base model under which its LoRA layers are kept between cells.
+_KEPT = "_persona_assets_adapter"
 
 Example = tuple[list[int], int]
 #: Examples a pack, for the base models on which the memory held no larger packs.
@@ -77,7 +82,6 @@ def train_adapter(
     out_dir: Path,
     *,
     base_id: str,
-    kernels: Callable[[PreTrainedModel], AbstractContextManager[None]] = nullcontext,
 ) -> TrainingLog:
     """Train a LoRA adapter on ``rows`` and save it to ``out_dir`` in PEFT's format.
 
@@ -101,7 +105,7 @@ def train_adapter(
     examples = _examples(rows)
     _check_targets(base_model, recipe)
     wall, cpu = time.perf_counter(), time.process_time()
-    with attached(base_model, recipe, seed, kernels) as adapted:
+    with attached(base_model, recipe, seed) as adapted:
         losses, rates, per_pack = _optimize(adapted, examples, recipe, seed)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         _save(adapted, out_dir, base_id)
@@ -162,23 +166,52 @@ def _check_targets(model: PreTrainedModel, recipe: TrainingRecipe) -> None:
 
 
 @contextmanager
-def attached(
-    base_model: PreTrainedModel,
-    recipe: TrainingRecipe,
-    seed: int,
-    kernels: Callable[[PreTrainedModel], AbstractContextManager[None]] = nullcontext,
-) -> Iterator[PeftModel]:
+def attached(base_model: PreTrainedModel, recipe: TrainingRecipe, seed: int) -> Iterator[PeftModel]:
     """A fresh adapter on the borrowed base, ready for :func:`add_gradients`.
 
     LoRA's A is drawn from ``seed`` on the CPU, so that a cell starts from the same adapter on
-    every device; B is zero. Attaching anew costs a cell under 1 % of its time on a GPU, and the
-    base is itself again between cells.
+    every device; B is zero. The layers are those of the cell before, if it had the same recipe:
+    what it left in them does not show.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
-    from peft.helpers import disable_input_dtype_casting
 
-    from persona_assets.training.packing import packed_attention
+    from persona_assets.training.packing import compiled_layers, packed_attention
+
+    device = base_model.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        adapter = _adapter(base_model, recipe)
+        with borrowed(base_model), packed_attention(base_model), compiled_layers(base_model):
+            base_model.requires_grad_(False)
+            torch.manual_seed(seed)
+            for name, layer in adapter.layers.items():
+                _reset(layer)
+                base_model.set_submodule(name, layer)
+            yield adapter.adapted.train()
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapter:
+    """LoRA layers made for a base model, but not in place.
+
+    Attributes:
+        made_for: PEFT's settings, the base's device and its dtype.
+        adapted: PEFT's view of the base, an adapter's once the layers are in place.
+        layers: By the full name of the module that each one wraps.
+    """
+
+    made_for: tuple
+    adapted: PeftModel
+    layers: Mapping[str, LoraLayer]
+
+
+def _adapter(base_model: PreTrainedModel, recipe: TrainingRecipe) -> _Adapter:
+    """The layers that the recipe asks for: those that the base has kept, else new ones.
+
+    Making them takes PEFT a good part of a second at billions of parameters. They are kept as an
+    attribute of the base (its own modules they are not), and go when it goes.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     config: LoraConfig = LoraConfig(
         task_type="CAUSAL_LM",
@@ -189,20 +222,33 @@ def attached(
         target_modules=list(recipe.target_modules),
         bias="none",
     )
-    device = base_model.device
-    with (
-        borrowed(base_model),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-    ):
-        torch.manual_seed(seed)
-        adapted = get_peft_model(base_model, config).train()
-        # Under autocast PEFT would make a float32 copy of every input, only to have it cast back.
-        with (
-            disable_input_dtype_casting(adapted, active=_is_half(base_model)),
-            packed_attention(base_model),
-            kernels(base_model),
-        ):
-            yield adapted
+    made_for = (config.to_dict(), base_model.device, base_model.dtype)
+    kept: _Adapter | None = vars(base_model).pop(_KEPT, None)
+    if kept is None or kept.made_for != made_for:
+        kept = None  # its memory first
+        with borrowed(base_model):
+            adapted = get_peft_model(base_model, config)
+            modules = base_model.named_modules()
+            layers = {name: layer for name, layer in modules if isinstance(layer, LoraLayer)}
+        for layer in layers.values():
+            # Under autocast PEFT would make a float32 copy of every input, to be cast back.
+            layer.cast_input_dtype_enabled = not _is_half(base_model)
+        kept = _Adapter(made_for, adapted, layers)
+    setattr(base_model, _KEPT, kept)
+    return kept
+
+
+def _reset(layer: LoraLayer) -> None:
+    """PEFT's default start: A uniform (He et al. 2015, a = √5), B zero; no gradient."""
+    import torch
+
+    (a,), (b,) = layer.lora_A.parameters(), layer.lora_B.parameters()
+    drawn = torch.empty(a.shape, dtype=torch.float32)
+    torch.nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
+    with torch.no_grad():
+        a.copy_(drawn)
+        b.zero_()
+    a.grad = b.grad = None
 
 
 def _optimize(

@@ -94,6 +94,29 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@contextmanager
+def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Compile the decoder's layers, if attention has its kernel on the model's device and dtype.
+
+    One by one and for any lengths, so that all layers, packs and later cells share one graph. For
+    that the embeddings ask for a gradient as the layers' outputs do: a second graph for the first
+    layer alone would cost more than all that it could leave out.
+    """
+    if not _has_kernel(model):
+        yield
+        return
+    layers = model.get_decoder().layers
+    model.enable_input_require_grads()
+    for layer in layers:
+        layer.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer._compiled_call_impl
+        model.disable_input_require_grads()
+
+
 def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -132,6 +155,6 @@ def _attend(
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def _has_kernel(tensor: torch.Tensor) -> bool:
+def _has_kernel(of: torch.Tensor | PreTrainedModel) -> bool:
     """Whether torch attends over variable lengths at once: FlashAttention's devices and dtypes."""
-    return tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
+    return of.device.type == "cuda" and of.dtype in (torch.bfloat16, torch.float16)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch.nn import functional
 
 from persona_assets.study_schema import TrainingRecipe
-from persona_assets.training import lora, packing
+from persona_assets.training import checkpoints, lora, packing
 from persona_assets.training.lora import TrainingError, add_gradients, attached, train_adapter
 from persona_assets.training.packing import pack, pack_loss, packed_attention
 from persona_assets_tests import small_study as small
@@ -66,6 +70,17 @@ def plain(model, recipe: TrainingRecipe = RECIPE) -> PeftModel:
         target_modules=list(recipe.target_modules),
     )
     return get_peft_model(model, config).train()
+
+
+def started(adapted: PeftModel, seed: int) -> PeftModel:
+    """With PEFT's own start, drawn from ``seed`` in float32 layer by layer."""
+    torch.manual_seed(seed)
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_A.float()
+            layer.reset_lora_parameters("default", True)
+            layer.lora_A.to(adapted.dtype)
+    return adapted
 
 
 def padded_loss(model: PeftModel, batch: list[tuple[list[int], int]]) -> torch.Tensor:
@@ -156,36 +171,66 @@ def test_in_bfloat16_packing_is_as_exact_as_padding(mini):
     assert packed_loss == pytest.approx(loss, rel=4e-3)
 
 
-@contextmanager
-def varlen_kernel(monkeypatch) -> Iterator[None]:
-    """A kernel with the signature of torch's, computed with one dense mask over the whole pack."""
+def dense_attention(q, k, v, starts, _, longest, __, *, scale, **options) -> torch.Tensor:
+    """As torch's kernel for variable lengths, by one dense mask over the whole pack."""
+    example = torch.bucketize(torch.arange(len(q)), starts[1:], right=True)
+    mask = (example[:, None] == example) & torch.ones(len(q), len(q)).tril().bool()
+    heads = (tensor.transpose(0, 1) for tensor in (q, k, v))
+    out = functional.scaled_dot_product_attention(
+        *heads, attn_mask=mask, scale=scale, enable_gqa=True
+    )
+    return out.transpose(0, 1)
 
-    def varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, *, scale, window_size, **_):
-        assert starts_q is starts_k
-        assert starts_q.dtype == torch.int32
-        assert longest_q == longest_k == starts_q.diff().max()
-        assert window_size == (-1, 0)
-        example = torch.bucketize(torch.arange(len(q)), starts_q[1:], right=True)
-        mask = (example[:, None] == example) & torch.ones(len(q), len(q)).tril().bool()
-        heads = (tensor.transpose(0, 1) for tensor in (q, k, v))
-        out = functional.scaled_dot_product_attention(
-            *heads, attn_mask=mask, scale=scale, enable_gqa=True
-        )
-        return out.transpose(0, 1)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(packing, "_has_kernel", lambda _: True)
-        patch.setattr(packing, "varlen_attn", varlen_attn)
-        yield
+def checked_attention(q, k, v, starts_q, starts_k, longest_q, longest_k, **options):
+    """As above, holding its arguments to what torch's kernel asks for."""
+    assert starts_q is starts_k
+    assert starts_q.dtype == torch.int32
+    assert longest_q == longest_k == starts_q.diff().max()
+    assert options["window_size"] == (-1, 0)
+    return dense_attention(q, k, v, starts_q, starts_k, longest_q, longest_k, **options)
 
 
 def test_both_kernels_are_called_to_the_same_effect(mini, monkeypatch):
     batch = examples(mini)
     loss, expected = of_packed(in_float64(), batch)
-    with varlen_kernel(monkeypatch):
-        other_loss, found = of_packed(in_float64(), batch)
+    monkeypatch.setattr(packing, "_has_kernel", lambda of: isinstance(of, torch.Tensor))
+    monkeypatch.setattr(packing, "varlen_attn", checked_attention)
+    other_loss, found = of_packed(in_float64(), batch)
     assert other_loss == pytest.approx(loss, rel=1e-12)
     assert worst(found, expected) < 1e-9
+
+
+@pytest.fixture
+def compiling(monkeypatch) -> Iterator[dict[str, int]]:
+    """As on a GPU: layers are compiled, but without code generation. Yields dynamo's counts."""
+    monkeypatch.setattr(packing, "_has_kernel", lambda of: True)
+    monkeypatch.setattr(packing, "varlen_attn", dense_attention)
+    compile_layer = partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_layer)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters["stats"]
+    torch.compiler.reset()
+
+
+def test_compiled_layers_make_the_same_step_and_share_their_graph(mini, compiling):
+    batches = examples(mini, 36)
+    model = small.model(num_hidden_layers=4).double()
+    with torch.compiler.set_stance("force_eager"):
+        expected = [of_packed(model, batches[first : first + 12]) for first in (0, 12, 24)]
+    assert compiling["unique_graphs"] == 0
+    for first, (loss, gradient) in zip((0, 12, 24), expected, strict=True):
+        found_loss, found = of_packed(model, batches[first : first + 12])
+        assert found_loss == pytest.approx(loss, rel=1e-12)
+        assert worst(found, gradient) < 1e-9
+    assert compiling["unique_graphs"] == 1
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+    assert not model.get_input_embeddings()._forward_hooks
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
 
 
 def test_no_example_sees_another(mini):
@@ -226,8 +271,7 @@ def test_attention_that_packs_do_not_know_is_refused(mini):
 
 def plain_loop(model, frame: pl.DataFrame, recipe: TrainingRecipe, seed: int):
     """A PEFT loop as one would write it for one epoch; the losses and the model."""
-    torch.manual_seed(seed)
-    adapted = plain(model, recipe)
+    adapted = started(plain(model, recipe), seed)
     parameters = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay)
     batches = [
@@ -260,13 +304,80 @@ def test_an_epoch_follows_the_plain_loop_and_its_file_has_the_same_logits(mini, 
     assert (loaded.eval()(ids).logits - expected).abs().max() < 1e-7 * expected.abs().max()
 
 
-def test_a_cells_adapter_does_not_depend_on_the_cells_before_it(mini, tmp_path):
+def start(model, seed: int, recipe: TrainingRecipe = RECIPE) -> dict[str, torch.Tensor]:
+    """The parameters of a fresh adapter, in the order of the model's modules."""
+    with attached(model, recipe, seed) as adapted:
+        parameters = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+        assert all(p.grad is None for p in parameters.values())
+        return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def test_an_adapter_starts_as_pefts_does(mini):
     model = small.model()
-    before = state(model)
-    for name, seed in (("first", 42), ("between", 137), ("again", 42)):
-        train_adapter(model, rows(mini), RECIPE, seed, tmp_path / name, base_id="small")
-    assert digest(tmp_path / "first") == digest(tmp_path / "again") != digest(tmp_path / "between")
+    reference = started(plain(small.model()), 42)
+    expected = {name: p for name, p in reference.named_parameters() if p.requires_grad}
+    for found in (start(model, 42), start(model, 42)):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert not torch.equal(*(start(model, seed)[next(iter(found))] for seed in (42, 43)))
+
+
+def test_layers_are_kept_between_cells_of_one_recipe(mini):
+    model = small.model()
+
+    def layer(recipe: TrainingRecipe):
+        with attached(model, recipe, 42):
+            return model.model.layers[0].self_attn.q_proj
+
+    query = model.model.layers[0].self_attn.q_proj
+    first = layer(RECIPE)
+    assert first.base_layer is query
+    assert layer(RECIPE.model_copy(update={"learning_rate": 1, "epochs": 5})) is first
+    assert model.model.layers[0].self_attn.q_proj is query
+    for other in ({"rank": 5}, {"alpha": 1}, {"rslora": True}, {"dropout": 0.1}):
+        assert layer(RECIPE.model_copy(update=other)) is not first
+    assert layer(RECIPE.model_copy(update={"target_modules": ("v_proj",)})) is query
+    model.double()
+    assert layer(RECIPE).lora_A["default"].weight.dtype == torch.float64
+
+
+def test_a_base_that_was_trained_on_can_be_freed(mini):
+    model = small.model()
+    start(model, 42)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_cells_adapter_does_not_depend_on_the_cells_before_it(mini, tmp_path, monkeypatch):
+    """Be they of another recipe, evaluated, or cut off half-way through a step."""
+    model, asked = small.model(), torch.arange(9)[None]
+    before, answer = state(model), model(asked).logits
+
+    def trained(name: str, seed: int = 42, **changes) -> str:
+        recipe = RECIPE.model_copy(update=changes)
+        train_adapter(model, rows(mini), recipe, seed, tmp_path / name, base_id="small")
+        assert same(model, before)
+        return digest(tmp_path / name)
+
+    def fail(*_, **__):
+        raise RuntimeError("half-way")
+
+    first = trained("first")
+    assert torch.equal(model(asked).logits, answer)
+    assert trained("other seed", 137) != first
+    with checkpoints.attached(model, tmp_path / "other seed"):
+        assert not torch.equal(model(asked).logits, answer)
+    assert trained("evaluated in between") == first
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", fail)
+        with pytest.raises(RuntimeError, match="half-way"):
+            trained("cut off")
     assert same(model, before)
+    assert trained("after an error") == first
+    trained("other recipe", rank=3, dropout=0.5)
+    assert trained("after another recipe") == first
 
 
 def first_gradient(model, batch, **changes) -> torch.Tensor:

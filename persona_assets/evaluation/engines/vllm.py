@@ -288,19 +288,17 @@ class VllmEngine:
         waiting, open_jobs = iter(groups), dict[int, int]()
         try:
             while True:
-                while len(open_jobs) < self.host.batch_size:
-                    group = next(waiting, None)
-                    if group is None:
-                        break
-                    open_jobs[id(group)] = len(group.scaffolds)
-                    self._take_up(group, letter_ids)
+                fresh = list(itertools.islice(waiting, self.host.batch_size - len(open_jobs)))
+                open_jobs |= {id(group): len(group.scaffolds) for group in fresh}
+                self._take_up(fresh, letter_ids)
                 if not self._flying:
                     return
+                written = []
                 for output in self._step():
                     job = self._flying.pop(output.request_id)
                     if job.writes:
                         self._end_rationale(job, output.outputs[0])
-                        self._ask_letter(job, letter_ids)
+                        written.append(job)
                         continue
                     at = id(job.group)
                     open_jobs[at] -= 1
@@ -308,6 +306,7 @@ class VllmEngine:
                         del open_jobs[at]
                     yield _answer(job, output.outputs[0].logprobs[0], letter_ids)
                     self._require_served()
+                self._ask_letters(written, letter_ids)
         finally:
             self._abort()
 
@@ -337,17 +336,13 @@ class VllmEngine:
                         "it, or evaluate it with the engine transformers"
                     )
 
-    def _take_up(self, group: PromptGroup, letter_ids: Mapping[str, int]) -> None:
-        """Ask for everything of a group that can be asked for at once."""
-        jobs = [_job(group, scaffold) for scaffold in group.scaffolds]
-        texts = [job.prompt for job in jobs] + [job.rationale for job in jobs]
-        ids = encode(self.host.tokenizer, texts)
-        for job, prompt, rationale in zip(jobs, ids, ids[len(jobs) :]):
-            job.rationale_tokens = len(rationale)
-            if job.writes:
-                self._ask_rationale(job, prompt)
-            else:
-                self._add(job, prompt, self._letter_params(job, letter_ids))
+    def _take_up(self, groups: Sequence[PromptGroup], letter_ids: Mapping[str, int]) -> None:
+        """Ask for everything of some groups that can be asked for at once."""
+        jobs = [_job(group, scaffold) for group in groups for scaffold in group.scaffolds]
+        writing = [job for job in jobs if job.writes]
+        for job, ids in zip(writing, self._encode([job.prompt for job in writing])):
+            self._ask_rationale(job, ids)
+        self._ask_letters([job for job in jobs if not job.writes], letter_ids)
 
     def _ask_rationale(self, job: _Job, ids: list[int]) -> None:
         from vllm import SamplingParams
@@ -362,6 +357,7 @@ class VllmEngine:
             stop_token_ids=self.host.stop_token_ids,
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
         )
         self._add(job, ids, params)
 
@@ -381,10 +377,16 @@ class VllmEngine:
         job.prompt = letter_prompt(job.group.chat, job.scaffold, job.rationale)
         job.writes = False
 
-    def _ask_letter(self, job: _Job, letter_ids: Mapping[str, int]) -> None:
-        ids, rationale = encode(self.host.tokenizer, [job.prompt, job.rationale])
-        job.rationale_tokens = len(rationale)
-        self._add(job, ids, self._letter_params(job, letter_ids))
+    def _ask_letters(self, jobs: Sequence[_Job], letter_ids: Mapping[str, int]) -> None:
+        """Ask for the letters of jobs whose rationale stands."""
+        ids = self._encode([job.prompt for job in jobs] + [job.rationale for job in jobs])
+        for job, prompt, rationale in zip(jobs, ids, ids[len(jobs) :]):
+            job.rationale_tokens = len(rationale)
+            self._add(job, prompt, self._letter_params(job, letter_ids))
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of some texts, all at once: the tokenizer has a thread a processor."""
+        return encode(self.host.tokenizer, texts) if texts else []
 
     def _letter_params(self, job: _Job, letter_ids: Mapping[str, int]) -> Any:
         from vllm import SamplingParams
@@ -396,6 +398,7 @@ class VllmEngine:
             logprob_token_ids=[letter_ids[letter] for letter in job.group.question.letters],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # made for this request: a deep copy would take as long as all else
         )
 
     def _add(self, job: _Job, ids: list[int], params: Any) -> None:
