@@ -41,8 +41,8 @@ def test_an_engine_ends_with_the_process_that_started_it_even_if_that_is_killed(
 
 
 def test_the_evaluation_benchmark_runs_on_a_tiny_model(arc_dir, tokenizer_dir, tmp_path):
-    """What it prints is there and adds up, in the sections that differ in their code."""
-    sections = ("prepare", "merged", "two_pass")
+    """What it prints is there and adds up, for the engine that a study uses."""
+    sections = ("prepare", "merged")
     folders = ("--work", tmp_path, "--arc-dir", arc_dir, "--tokenizer-dir", tokenizer_dir)
     size = ("--personas", "1", "--questions", "3", "--batch-size", "2", "--warm-up", "1")
     command = [sys.executable, "-m", "benchmarks.gpu_eval", "--tiny", *folders, *size, *sections]
@@ -51,18 +51,14 @@ def test_the_evaluation_benchmark_runs_on_a_tiny_model(arc_dir, tokenizer_dir, t
     assert run.returncode == 0, run.stderr[-3000:]
     assert not [line for line in lines if "error" in line]
     assert [line["section"] for line in lines if line.get("what") == "done"] == list(sections)
-    cells = {line["section"]: line for line in lines if line.get("what") == "cell"}
-    assert cells.keys() == {"merged", "two_pass"}
+    (cell,) = (line for line in lines if line.get("what") == "cell")
     # 3 questions under 4 scaffolds, 2 of which generate.
-    assert {cell["requests"] for cell in cells.values()} == {3 * (4 + 2)}
-    # Every section writes rationales of the same lengths, but the letters' tokens.
-    assert len({cell["generated_tokens"] for cell in cells.values()}) == 1
-    assert all(cell["generated_tokens"] > 3 * 2 * 60 for cell in cells.values())
-    assert cells["merged"]["cached_tokens"] > cells["two_pass"]["cached_tokens"]
-    own = [line for line in lines if line["section"] == "merged"]
-    switches = [line for line in own if "enter_s" in line]
+    assert cell["requests"] == 3 * (4 + 2)
+    assert cell["generated_tokens"] > 3 * 2 * 60
+    assert 0 < cell["cached_tokens"] < cell["prompt_tokens"]
+    switches = [line for line in lines if "enter_s" in line]
     assert len(switches) == 1 + 6 + 1
     assert all(set(line["stops"]) <= {"None", "length", "eot"} for line in switches)
-    (base,) = (line for line in own if line.get("what") == "base unchanged")
+    (base,) = (line for line in lines if line.get("what") == "base unchanged")
     assert base["same_bits"]
     assert base["moved_meanwhile"] > 1e-3
