@@ -1,4 +1,4 @@
-"""The tensors that vLLM's worker loads: a base's, and an adapter's sums, as transformers has them."""
+"""The tensors that vLLM's worker loads: the base's, with what an adapter adds to them."""
 
 from __future__ import annotations
 

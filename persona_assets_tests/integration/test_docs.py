@@ -35,6 +35,7 @@ ELSEWHERE = {
     "make demo": "persona-assets run --study mini",  # the fixture `project`, by the same command
     "make ui": "persona-assets ui",
     "make test": "pytest",  # it is what runs this
+    "make test-vllm": "pytest persona_assets_tests/vllm",
     "persona-assets ui": "",  # webserver.py, for the tests of what is served
 }
 
@@ -219,7 +220,7 @@ def test_all_that_is_run_elsewhere_is_on_the_pages():
     assert ELSEWHERE.keys() <= {command.text for command in COMMANDS}
 
 
-@pytest.mark.parametrize("target", ["demo", "ui", "test"])
+@pytest.mark.parametrize("target", ["demo", "ui", "test", "test-vllm"])
 def test_the_recipe_is_what_is_run_elsewhere(target):
     recipe = subprocess.run(
         ["make", "--dry-run", target], cwd=PROJECT, capture_output=True, text=True, check=True

@@ -1,11 +1,7 @@
-"""How the vLLM engine is held: what it refuses, what it leaves behind, who it ends with."""
+"""How the vLLM engine is held: what it refuses, and what it leaves behind."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-import psutil
 import pytest
 
 from persona_assets.chat import chat_prompt
@@ -15,18 +11,6 @@ from persona_assets.questions.bank import user_message
 from persona_assets.training.headers import CheckpointError
 from persona_assets_tests import small_study as small
 from persona_assets_tests.vllm.conftest import EVAL, PERSONAS, random_adapter
-
-#: Starts an engine, says so, and waits to be killed.
-STARTER = """
-import sys
-from pathlib import Path
-from persona_assets.evaluation.engines.vllm import VllmHost
-base, tokenizer = map(Path, sys.argv[1:])
-host = VllmHost(base, tokenizer, dtype="float32", serving="merged", max_rationale_tokens=8,
-                batch_size=4, eos_token_ids=(), max_rank=8)
-print("started", flush=True)
-sys.stdin.read()
-"""
 
 
 def groups() -> list[PromptGroup]:
@@ -76,7 +60,7 @@ def test_one_checkpoint_is_served_at_a_time(material, merging):
     with merging.host.serving(one):
         before = merging.probe()
         with (
-            pytest.raises(RuntimeError, match="serves another checkpoint: leave that one first"),
+            pytest.raises(RuntimeError, match="serves another checkpoint"),
             merging.host.serving(other),
         ):
             pass
@@ -99,42 +83,22 @@ def test_a_prompt_too_long_is_refused_before_anything_is_computed(merging):
 @pytest.mark.parametrize("mode", ["merging", "beside"])
 def test_an_abandoned_answer_leaves_nothing_under_way(request, material, mode):
     serving, adapter = request.getfixturevalue(mode), material.adapters[0]
-    whole = serving.answers(adapter)
     with serving.host.serving(adapter) as engine:
         answers = engine.answer(groups())
         next(answers)
         assert left(serving) > 0
+        with pytest.raises(RuntimeError, match="other groups are being answered"):
+            next(engine.answer(groups()[:2]))
         answers.close()
         assert left(serving) == 0
-        # The next one is not answered with what was left over.
-        again = material.answers(engine)
-    assert again.height == whole.height
-    assert (again["prompt_sha256"] == whole["prompt_sha256"]).all()
-    with (
-        pytest.raises(ZeroDivisionError),
-        serving.host.serving(adapter) as engine,
-    ):
+        # The next ones are not answered with what was left over.
+        few = [answer.prompt_sha256 for answer in engine.answer(groups()[:2])]
+    known = serving.answers(adapter)["prompt_sha256"]
+    assert len(set(few) & set(known)) == 2 * len(SCAFFOLDS)
+    with serving.host.serving(adapter) as engine:
         answers = engine.answer(groups())
         next(answers)
-        raise ZeroDivisionError
     assert left(serving) == 0
     with pytest.raises(RuntimeError, match="no longer served"):
         list(answers)
     assert serving.base_is_unchanged()
-
-
-def test_an_engine_ends_with_the_process_that_started_it_even_if_that_is_killed(untied):
-    command = [sys.executable, "-c", STARTER, untied.base, untied.tokenizer]
-    starter = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    with starter:
-        said = iter(starter.stdout.readline, "")
-        assert any("started" in line for line in said)
-        processes = psutil.Process(starter.pid).children(recursive=True)
-        starter.kill()
-    assert len(processes) >= 2
-    _, alive = psutil.wait_procs(processes, timeout=60)
-    for process in alive:
-        process.kill()
-    assert not alive

@@ -150,10 +150,13 @@ class VllmHost:
         Raises:
             CheckpointError: the checkpoint does not fit the base, or its rank is above ``max_rank``
                 where it is served beside the base.
-            RuntimeError: another checkpoint is being served.
+            RuntimeError: another checkpoint is being served, or could not be taken out again.
         """
         if self._serves:
-            raise RuntimeError("the engine serves another checkpoint: leave that one first")
+            raise RuntimeError(
+                "the engine serves another checkpoint, or failed to take one out: leave that one "
+                "first, or restart the process"
+            )
         beside = False
         if checkpoint is not None:
             self._look_at(checkpoint)
@@ -272,9 +275,12 @@ class VllmEngine:
 
         Raises:
             ValueError: a prompt is too long for the model; names persona and question.
-            RuntimeError: the checkpoint is no longer served, or vLLM ended a request otherwise
-                than asked.
+            RuntimeError: the checkpoint is no longer served, other groups are being answered, or
+                vLLM ended a request otherwise than asked.
         """
+        self._require_served()
+        if self._flying:
+            raise RuntimeError("other groups are being answered: finish or close that first")
         letters = "".join(sorted({letter for g in groups for letter in g.question.letters}))
         scaffolds = dict.fromkeys(scaffold for g in groups for scaffold in g.scaffolds)
         letter_ids = letter_token_ids(self.host.tokenizer, letters, scaffolds)
@@ -299,6 +305,7 @@ class VllmEngine:
                     if not open_jobs[at]:
                         del open_jobs[at]
                     yield _answer(job, output.outputs[0].logprobs[0], letter_ids)
+                    self._require_served()
                 self._ask_letters(written, letter_ids)
         finally:
             self._abort()
@@ -397,18 +404,18 @@ class VllmEngine:
     def _add(self, job: _Job, ids: list[int], params: Any) -> None:
         from vllm.inputs.engine import tokens_input
 
-        if self._stopped:
-            raise RuntimeError("the checkpoint is no longer served")
         number = next(self.host.request_ids)
         self.host.core.add_request(number, tokens_input(ids), params, lora_request=self.lora)
         self._flying[number] = job
 
     def _step(self) -> list[Any]:
         """The requests that have ended since; of those aborted earlier, nothing."""
-        if self._stopped:
-            raise RuntimeError("the checkpoint is no longer served")
         outputs = self.host.core.step()
         return [o for o in outputs if o.finished and o.request_id in self._flying]
+
+    def _require_served(self) -> None:
+        if self._stopped:
+            raise RuntimeError("the checkpoint is no longer served")
 
     def _abort(self) -> None:
         if self._flying:
