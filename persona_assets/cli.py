@@ -217,6 +217,8 @@ def serve(study: str, port: int) -> None:
         server.serve_forever()
     finally:
         server.shut_down()
+    if server.failed:
+        raise click.ClickException(f"the engine failed: {server.failed}")
 
 
 def _warehouse(study: str) -> Path:

@@ -8,6 +8,7 @@ is set, else all of the machine's. Nothing here needs torch.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 from pathlib import Path
 from typing import IO
@@ -29,10 +30,23 @@ def visible() -> list[str]:
     """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
     stated = os.environ.get(VISIBLE)
     if stated is not None:
-        return [name.strip() for name in stated.split(",") if name.strip()]
-    drivers = Path("/proc/driver/nvidia/gpus")
-    count = len(list(drivers.iterdir())) if drivers.is_dir() else 0
-    return [str(index) for index in range(count)]
+        names = [name.strip() for name in stated.split(",")]
+        # As CUDA does: what follows the first name that means none is not seen.
+        return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))
+    return [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def unleased() -> list[str]:
+    """Those of the visible GPUs that no process holds at this moment; one's own is held."""
+    free = []
+    for name in visible():
+        with _lock_file(name).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            free.append(name)
+    return free
 
 
 def lease() -> str | None:
@@ -46,11 +60,9 @@ def lease() -> str | None:
     global _leased
     if _leased is not None:
         return _leased[0]
-    names, holders = visible(), []
-    folder = environment.data_dir() / "gpus"
-    for name in names:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f"{name.replace('/', '_')}.lock").open("a+")
+    holders = []
+    for name in visible():
+        file = _lock_file(name).open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,6 +79,12 @@ def lease() -> str | None:
     if holders:
         raise NoFreeGpu(
             f"no GPU is free: {', '.join(holders)}. Wait for them, or allow no more runs at once "
-            "than there are GPUs (pool gpu, --workers)."
+            "than there are GPUs (pool gpu, --workers); an engine server holds one for itself."
         )
     return None
+
+
+def _lock_file(name: str) -> Path:
+    folder = environment.data_dir() / "gpus"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name.replace('/', '_')}.lock"

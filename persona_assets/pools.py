@@ -39,28 +39,32 @@ def pool_of(asset: str, study: Study) -> str | None:
         return None
     if asset in _TRAINING | _EVALUATION:
         return "gpu" if study.wants_gpu else "cpu_models"
+    from_hub = study.base_model.kind == "hub"
     if asset == "base_model":
-        return "hub" if study.wants_gpu else "cpu_models"
+        return "hub" if from_hub else "cpu_models"
     if asset == "tokenizer":
-        return "hub" if study.wants_gpu else None
+        return "hub" if from_hub else None
     if asset == "question_bank":
         return "hub" if isinstance(study.questions, ArcQuestions) else None
     return "warehouse" if asset in ("number_ledger", "warehouse") else None
 
 
 def open_pools(instance: DagsterInstance) -> dict[str, int]:
-    """Let as many runs go at once as there are processors or GPUs for them; each pool's limit.
+    """Let as many runs go at once as there are processors or free GPUs for them; each pool's limit.
 
     A limit that somebody has set (``dagster instance concurrency set``, or the UI's page
     Deployment > Concurrency) is left as it is. dagster.yaml can say one default for all pools, and
     that is 1: too many runs on a GPU fail, too few on a processor are only slow.
     """
-    storage = instance.event_log_storage
+    storage, notes = instance.event_log_storage, instance.daemon_cursor_storage
     default = instance.global_op_concurrency_default_limit or 1
-    here = {"cpu_models": environment.processors(), "gpu": len(gpus.visible())}
+    here = {"cpu_models": environment.processors(), "gpu": max(1, len(gpus.unleased()))}
     limits = {p.name: p.limit for p in storage.get_pool_limits() if not p.from_default}
+    keys = {name: f"persona_assets/pool/{name}" for name in here}
+    ours = notes.get_cursor_values(set(keys.values()))
     for name, count in here.items():
-        if name not in limits and count > default:
+        if name not in limits or str(limits[name]) == ours.get(keys[name]):
             limits[name] = count
             storage.set_concurrency_slots(name, count)
+            notes.set_cursor_values({keys[name]: str(count)})
     return {pool: limits.get(pool, default) for pool in POOLS}

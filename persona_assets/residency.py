@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,8 @@ from persona_assets import gpus
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda"]
 T = TypeVar("T")
@@ -32,12 +35,21 @@ def device(wants_gpu: bool) -> Device:
 
     Raises:
         NoFreeGpu: other processes hold every GPU.
+        RuntimeError: torch cannot use the one that there is.
     """
-    if not wants_gpu or gpus.lease() is None:
+    if not wants_gpu:
+        return "cpu"
+    if gpus.lease() is None:
+        log.warning("there is no GPU: the study's models run on the processor")
         return "cpu"
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            f"torch {torch.__version__} sees no GPU although the machine has one: install a build "
+            "for CUDA, or set CUDA_VISIBLE_DEVICES to nothing to run on the processor"
+        )
+    return "cuda"
 
 
 def resident(key: Hashable, load: Callable[[], T], close: Callable[[T], None]) -> T:

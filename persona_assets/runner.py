@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Literal
 
-from persona_assets import environment, gpus
+from persona_assets import environment, gpus, residency
 from persona_assets.asset_table import JOBS
 from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
@@ -61,7 +61,8 @@ _PENDING = Outcome("pending")
 
 #: What is made of all trained cells before the first is evaluated, where the engine fills a GPU as
 #: training does: so a worker starts each of the two once, and not once a cell.
-_TRAINING = ("training_dataset", "checkpoint")
+TRAINED_FIRST = ("training_dataset", "checkpoint")
+_EVALUATED_LATER = frozenset({"baseline_outcomes", "cell_outcomes"})
 
 
 @dataclass
@@ -70,6 +71,8 @@ class Plan:
 
     units: list[Unit]
     waits_for: dict[Unit, set[Unit]]
+    #: Units that train, in a study that evaluates nothing before they are done.
+    training: frozenset[Unit] = frozenset()
     left_out: list[str] = field(default_factory=list)
 
 
@@ -116,15 +119,17 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
     }
     units = [Unit("inputs", None, (Ref(name),)) for name in JOBS["inputs"].assets if name in asked]
     alone = study.evaluation.engine == "vllm"
-    training = [name for name in _TRAINING if name in asked] if alone else []
+    training = [name for name in TRAINED_FIRST if name in asked] if alone else []
+    first: list[Unit] = []
     for job, job_keys in wanted.items():
         names = [name for name in JOBS[job].assets if name in asked]
         if job == "baseline" and training:
-            units += [
+            first = [
                 Unit("cell", cell.key, tuple(Ref(name, cell.key) for name in training))
                 for cell in chosen
                 if cell.origin == "trained"
             ]
+            units += first
         made = {ref for unit in units for ref in unit.refs}
         for key in job_keys:
             if refs := tuple(ref for ref in (Ref(n, key) for n in names) if ref not in made):
@@ -148,18 +153,24 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
         left_out.append(
             f"{up_to or 'the report'} ({len(study.cells) - len(available)} cells are missing)"
         )
-    return Plan(units, waits_for, left_out)
+    return Plan(units, waits_for, frozenset(first), left_out)
 
 
 def default_workers(study: Study, up_to: str | None = None) -> int:
-    """How many workers to start: one a GPU where they want one, else one a processor.
+    """How many workers to start: one a free GPU where they want one, else one a processor.
 
     Raises:
-        ValueError: there is no asset ``up_to``.
+        ValueError: there is no asset ``up_to``, or other processes hold every GPU.
     """
     asked = _asked(Graph(study), up_to)
     if any(pool_of(asset, study) == "gpu" for asset in asked):
-        return max(1, len(gpus.visible()))
+        free = len(gpus.unleased())
+        if not free and gpus.visible():
+            raise ValueError(
+                "other processes hold every GPU (see the data folder's gpus/): wait for them, or "
+                "stop the engine server while training"
+            )
+        return max(1, free)
     return min(environment.processors(), 8)
 
 
@@ -220,7 +231,8 @@ class _Worker:
     def __init__(self, study_name: str):
         context = mp.get_context("spawn")  # torch's thread pools do not survive a fork
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, study_name), daemon=True)
+        # No daemon in multiprocessing's sense: those may have no child, and vLLM's engine is one.
+        self.process = context.Process(target=_work, args=(theirs, study_name))
         self.process.start()
         theirs.close()
         self.unit: Unit | None = None
@@ -258,7 +270,7 @@ class _Dispatcher:
         try:
             while pending or any(worker.unit for worker in self.workers):
                 self._skip_hopeless(pending)
-                for unit in [unit for unit in pending if self._is_ready(unit)]:
+                for unit in [unit for unit in pending if self._is_ready(unit, pending)]:
                     worker = self._idle_worker(count)
                     if worker is None:
                         break
@@ -294,7 +306,11 @@ class _Dispatcher:
         worker.stop()
         return worker.process.exitcode
 
-    def _is_ready(self, unit: Unit) -> bool:
+    def _is_ready(self, unit: Unit, pending: list[Unit]) -> bool:
+        """Whether what it waits for is there, and no training that comes first is left to start."""
+        evaluates = _EVALUATED_LATER & {ref.asset for ref in unit.refs}
+        if evaluates and self.todo.training & set(pending):
+            return False
         return all(
             self.outcomes.get(other, _PENDING).status in ("done", "fresh")
             for other in self.todo.waits_for[unit]
@@ -386,7 +402,9 @@ def _work(pipe: Connection, study_name: str) -> None:
                     outcome = Outcome("failed", error=traceback.format_exc())
                 pipe.send(outcome)
     except (EOFError, ConnectionError, KeyboardInterrupt):
-        return  # the dispatcher has gone, or wants us to
+        pass  # the dispatcher has gone, or wants us to
+    finally:
+        residency.release()
 
 
 def _die_with_parent() -> None:

@@ -124,7 +124,7 @@ class Study(StudyFile):
     @property
     def wants_gpu(self) -> bool:
         """Whether its models are for a GPU, where there is one; the miniature's are for a CPU."""
-        return self.base_model.kind == "hub"
+        return self.base_model.kind == "hub" or self.evaluation.engine == "vllm"
 
     @cached_property
     def forced_arms(self) -> tuple[str, ...]:

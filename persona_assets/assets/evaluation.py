@@ -41,12 +41,18 @@ from persona_assets.hashing import sha256_json
 from persona_assets.questions.bank import from_frame
 from persona_assets.rationales.condition import write_rows
 from persona_assets.rationales.methods import make_writer
-from persona_assets.residency import device, resident_model, resident_tokenizer, set_threads
+from persona_assets.residency import (
+    device,
+    release,
+    resident_model,
+    resident_tokenizer,
+    set_threads,
+)
 from persona_assets.study_schema import LocalRegistry
 from persona_assets.training.checkpoints import is_adapter
+from persona_assets.unavailable import Unavailable
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedModel
 
 
@@ -61,11 +67,13 @@ def cell_outcomes(task: Task) -> Made:
     sha256 = task.manifest("checkpoint", task.key).data_version
     shares_base = task.study.evaluation.engine != "transformers" or is_adapter(folder)
     host = _host(task)
-    before = _first_reading(task, host) if shares_base else None
+    before = host.first_reading(_prompts(task)) if shares_base else None
     made = _land(task, *measure(task, folder), sha256)
     if before is None:
         return made
-    unchanged = base_unchanged_audit(before, _reading(task, host))
+    unchanged = base_unchanged_audit(before, host.probe(_prompts(task)))
+    if unchanged.blocks:  # nothing more is to be measured with what is in memory
+        release()
     return replace(made, audits=[*made.audits, unchanged])
 
 
@@ -154,7 +162,7 @@ def resident_base(task: Task, dtype: str) -> PreTrainedModel:
     set_threads(task.study.compute.threads)
     settings = task.study.evaluation
     if settings.engine == "transformers" and dtype == settings.dtype:
-        _first_reading(task, _host(task))
+        _host(task).first_reading(_prompts(task))
     return resident_model(task.directory("base_model"), dtype, device(task.study.wants_gpu))
 
 
@@ -163,23 +171,9 @@ def _host(task: Task) -> Host:
     return open_host(task.study, task.directory("base_model"), task.directory("tokenizer"))
 
 
-#: The base's reading when this process first had it, by what it depends on.
-_first_readings: dict[str, np.ndarray] = {}
-
-
-def _first_reading(task: Task, host: Host) -> np.ndarray:
-    study = task.study
-    base, tokenizer = task.directory("base_model"), task.directory("tokenizer")
-    serving = study.evaluation.model_dump(mode="json")
-    key = sha256_json([str(base), str(tokenizer), study.personas, serving])
-    if key not in _first_readings:
-        _first_readings[key] = _reading(task, host)
-    return _first_readings[key]
-
-
-def _reading(task: Task, host: Host) -> np.ndarray:
-    tokenizer = resident_tokenizer(task.directory("tokenizer"))
-    return host.probe(probe_prompts(tokenizer, task.study.personas))
+def _prompts(task: Task) -> tuple[str, ...]:
+    """What the base is asked to see that it is unchanged."""
+    return probe_prompts(resident_tokenizer(task.directory("tokenizer")), task.study.personas)
 
 
 def measure(task: Task, checkpoint: Path | None) -> tuple[pl.DataFrame, dict[str, str]]:
@@ -195,9 +189,16 @@ def measure(task: Task, checkpoint: Path | None) -> tuple[pl.DataFrame, dict[str
     tokenizer = resident_tokenizer(task.directory("tokenizer"))
     questions = [q for q in from_frame(task.frame("question_bank")) if q.split == "eval"]
     scaffolds = [study.scaffold(name) for name in study.scaffolds]
-    with _host(task).serving(checkpoint) as engine:
-        rows = evaluate(engine, tokenizer, study.personas, questions, scaffolds, _forced(task))
-        return rows, engine.fingerprint
+    host = _host(task)
+    try:
+        with host.serving(checkpoint) as engine:
+            rows = evaluate(engine, tokenizer, study.personas, questions, scaffolds, _forced(task))
+            return rows, engine.fingerprint
+    except (ValueError, Unavailable):  # of what was asked, or of where: not of the engine
+        raise
+    except BaseException:
+        release()  # the next cell gets a new one
+        raise
 
 
 def _forced(task: Task) -> dict[tuple[str, str, str], str]:

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from persona_assets import environment, residency
 from persona_assets.evaluation.protocol import Engine, end_of_turn_ids
+from persona_assets.hashing import module_hashes, sha256_json
 from persona_assets.study import Study
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class Host(Protocol):
@@ -46,9 +46,48 @@ class Host(Protocol):
         """
         ...
 
+    def first_reading(self, prompts: Sequence[str]) -> np.ndarray:
+        """What :meth:`probe` gave when the base was first asked these prompts."""
+        ...
+
+    def base_holds(self) -> bool:
+        """Whether the base still says all that it said when it was first asked."""
+        ...
+
     def close(self) -> None:
         """Give its memory back."""
         ...
+
+
+class FirstReadings:
+    """What a host's base said when it was first asked: it must say so for as long as it is there.
+
+    Kept with the host, or for hosts that come and go over one resident model, with that.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, ...], np.ndarray] = {}
+
+    def of(self, host: Host, prompts: Sequence[str]) -> np.ndarray:
+        """The first reading of these prompts (see ``Host.probe``)."""
+        if tuple(prompts) not in self._kept:
+            self._kept[tuple(prompts)] = host.probe(prompts)
+        return self._kept[tuple(prompts)]
+
+    def hold(self, host: Host) -> bool:
+        """Whether the base still says all that it said, to the last bit."""
+        return all(
+            np.array_equal(first.view(np.uint32), host.probe(prompts).view(np.uint32))
+            for prompts, first in self._kept.items()
+        )
+
+
+#: The sources that an answer depends on, where another process may run an older version of them.
+_CODE = (
+    *("chat", "evaluation.protocol", "evaluation.scaffolds", "evaluation.server"),
+    *("evaluation.engines.vllm", "evaluation.engines.vllm_worker", "evaluation.engines.wire"),
+    "training.checkpoints",
+)
 
 
 class NoEngine(RuntimeError):
@@ -123,7 +162,8 @@ def identity(study: Study, base: Path, tokenizer: Path) -> dict[str, Any]:
     The folders stand for their content: a landed version's name changes with it.
     """
     folders = {"base": str(base), "tokenizer": str(tokenizer)}
-    return folders | host_settings(study, base) | {"max_rank": _max_rank(study)}
+    code = {"code": sha256_json(module_hashes(*_CODE)), "max_rank": _max_rank(study)}
+    return folders | host_settings(study, base) | code
 
 
 def _max_rank(study: Study) -> int:

@@ -6,17 +6,21 @@
 
 One request is worked on at a time, the others wait in order: answers under two checkpoints never
 share a batch. A response's last line is ``{"end": true}``, or ``{"error": …, "kind": …}``; empty
-lines say that the server lives. A client that goes away ends its request. On the loopback
-interface only, and only checkpoints that lie in the store are served.
+lines say that the server lives. A client that goes away, or reads nothing for a minute, ends its
+request. An error of the engine itself, or a base that no longer says what it said at first, ends
+the server. Each POST names the ``identity`` that it is meant for. On the loopback interface only,
+for no web page, and only checkpoints that lie in the store are served.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,14 @@ from persona_assets.evaluation.engines.wire import HEARTBEAT, pack_answer, pack_
 from persona_assets.evaluation.hosts import Host
 from persona_assets.training.checkpoints import checkpoint_hash
 
+log = logging.getLogger(__name__)
+
 #: Bytes of a request at the most: a study of 10 000 long questions and 11 personas.
 _LARGEST = 2**30
 #: Lines that wait for a slow client before the engine waits too.
 _AHEAD = 1000
+#: Seconds that a client may take to send or to read the next bytes.
+_PATIENCE = 60.0
 
 
 class EngineServer:
@@ -47,11 +55,18 @@ class EngineServer:
     def __init__(self, host: Host, identity: dict[str, Any], store: Path, port: int):
         self._host, self._store = host, store.resolve()
         self._stopping = threading.Event()
+        #: The error that ended the server, where one did.
+        self.failed: Exception | None = None
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        with host.serving(None) as engine:
-            self.about = {"identity": identity, "fingerprint": engine.fingerprint}
+        self._identity = json.loads(json.dumps(identity))
+        fingerprint = self._engine_thread.submit(self._fingerprint).result()
+        self.about = {"identity": self._identity, "fingerprint": fingerprint}
         self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._http.daemon_threads = True
+
+    def _fingerprint(self) -> dict[str, str]:
+        with self._host.serving(None) as engine:
+            return engine.fingerprint
 
     @property
     def url(self) -> str:
@@ -82,12 +97,15 @@ class EngineServer:
         with self._host.serving(folder) as engine:
             for answer in engine.answer(groups):
                 if gone.is_set() or self._stopping.is_set():
-                    return
+                    break
                 yield pack_answer(answer)
+        if folder is not None and not self._host.base_holds():
+            raise RuntimeError("the base is no longer what was loaded: the server ends")
 
     def probe(self, body: dict[str, Any], gone: threading.Event) -> Iterator[dict[str, Any]]:
         """What POST /probe responds with; for the engine's thread."""
-        yield {"probe": self._host.probe(body["prompts"]).tolist()}
+        ask = self._host.first_reading if body["first"] else self._host.probe
+        yield {"probe": ask(body["prompts"]).tolist()}
 
     def lines(
         self, work: Callable[[dict, threading.Event], Iterator[dict]], body: dict[str, Any]
@@ -97,22 +115,33 @@ class EngineServer:
         gone = threading.Event()
 
         def put(line: dict[str, Any] | None) -> None:
-            while not gone.is_set():
+            while not (gone.is_set() or self._stopping.is_set()):
                 try:
                     ready.put(line, timeout=HEARTBEAT)
                     return
                 except queue.Full:  # a slow client, or one that has gone
                     continue
 
+        def break_off() -> None:
+            with suppress(queue.Full):  # its reader finds out by itself then
+                ready.put_nowait(None)
+
         def do() -> None:
-            if gone.is_set():
+            if gone.is_set() or self._stopping.is_set():
+                break_off()
                 return
             try:
                 for line in work(body, gone):
                     put(line)
-                put(None if self._stopping.is_set() else {"end": True})
-            except Exception as error:  # the client is told; the server goes on
+                put({"end": True})
+            except ValueError as error:  # of what was asked: the server goes on
                 put(pack_error(error))
+            except Exception as error:
+                log.exception("the engine failed, and with it the server")
+                put(pack_error(error))
+                self._fail(error)
+            if self._stopping.is_set():
+                break_off()
 
         job = self._engine_thread.submit(do)
         try:
@@ -120,6 +149,8 @@ class EngineServer:
                 try:
                     line = ready.get(timeout=HEARTBEAT)
                 except queue.Empty:
+                    if self._stopping.is_set():
+                        return
                     yield "\n"
                     continue
                 if line is None:
@@ -130,6 +161,15 @@ class EngineServer:
         finally:
             gone.set()
             job.cancel()
+
+    def _fail(self, error: Exception) -> None:
+        self.failed = error
+        threading.Thread(target=self._http.shutdown, daemon=True).start()
+
+    def refuses(self, body: dict[str, Any]) -> str | None:
+        """Why a request is not for this server; None if it is."""
+        wanted = body.get("identity")
+        return None if wanted == self._identity else f"it serves {self._identity}, not {wanted}"
 
     def _checked(self, folder: str, sha256: str) -> Path:
         path = Path(folder).resolve()
@@ -143,10 +183,13 @@ class EngineServer:
 
 def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+        # HTTP/1.0, the default: one request a connection, so that none hides in another's body.
+        timeout = _PATIENCE  # of the connection, reading and writing
 
         def do_GET(self) -> None:
-            if self.path == "/engine":
+            if self._is_from_a_page():
+                self._respond(403, {"error": "this server answers no web pages"})
+            elif self.path == "/engine":
                 self._respond(200, server.about)
             else:
                 self._respond(404, {"error": f"there is no {self.path}"})
@@ -154,7 +197,9 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             work = {"/answers": server.answers, "/probe": server.probe}.get(self.path)
             length = self.headers.get("Content-Length", "")
-            if work is None:
+            if self._is_from_a_page():
+                self._respond(403, {"error": "this server answers no web pages"})
+            elif work is None:
                 self._respond(404, {"error": f"there is no {self.path}"})
             elif not length.isascii() or not length.isdigit() or int(length) > _LARGEST:
                 self._respond(413, {"error": f"Content-Length: found {length or 'none'}"})
@@ -172,20 +217,26 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
             if not isinstance(body, dict):
                 self._respond(400, {"error": "the request is no JSON object"})
                 return
+            if why := server.refuses(body):
+                self._respond(409, {"error": why})
+                return
             self.send_response(200)
             self.send_header("Content-Type", "application/jsonl")
-            self.send_header("Connection", "close")
             self.end_headers()
             lines = server.lines(work, body)
             try:
                 for line in lines:
                     self.wfile.write(line.encode())
                     self.wfile.flush()
-            except ConnectionError:  # the client has gone
+            except (ConnectionError, TimeoutError):  # the client has gone, or reads nothing
                 pass
             finally:
                 lines.close()
-                self.close_connection = True
+
+        def _is_from_a_page(self) -> bool:
+            """Sent by a browser for some page, or meant for another host's name (rebinding)."""
+            host = self.headers.get("Host", "").rpartition(":")[0]
+            return "Origin" in self.headers or host not in ("127.0.0.1", "localhost")
 
         def _respond(self, status: int, value: dict[str, Any]) -> None:
             raw = json.dumps(value).encode()

@@ -158,8 +158,8 @@ def _base_model(study: Study) -> str:
 
 
 _SERVED = {
-    "merged": "an adapter is merged into the resident base and taken out again",
-    "adapter": "an adapter is applied beside the resident base's weights",
+    "merged": "adapters are merged into the resident base and taken out again",
+    "adapter": "adapters are applied beside the resident base's weights",
 }
 
 

@@ -181,11 +181,12 @@ def _text(value: object) -> str:
 
 
 def _serving(study: Study, cell: Cell) -> str:
-    """How the checkpoint is put to use: merged into the base's weights, or beside them."""
+    """How the checkpoint is put to use: merged elsewhere or here, or beside the base's weights."""
     registry = study.carry_over if cell.origin == "carry_over" else None
-    whole = isinstance(registry, HubRegistry) and registry.format == "merged"
-    merged = whole or study.evaluation.serving == "merged"
-    return "merged weights" if merged else "a LoRA adapter"
+    if isinstance(registry, HubRegistry) and registry.format == "merged":
+        return "a whole merged model"
+    merged = study.evaluation.serving == "merged"
+    return "an adapter merged here" if merged else "an adapter beside the base"
 
 
 def _loss_on(study: Study, cell: Cell) -> str:

@@ -111,7 +111,7 @@ def adapter_rank(folder: Path) -> int:
 
 
 @contextmanager
-def attached(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
+def beside(base_model: PreTrainedModel, folder: Path) -> Iterator[PreTrainedModel]:
     """The resident base model with the adapter of ``folder`` applied beside its weights.
 
     Afterwards, also if the body raises, the base is what it was.

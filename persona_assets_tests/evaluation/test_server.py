@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -13,11 +15,13 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from persona_assets.chat import chat_prompt
 from persona_assets.evaluation.engines.remote import RemoteHost
 from persona_assets.evaluation.engines.transformers import TransformersHost
+from persona_assets.evaluation.engines.wire import pack_group
 from persona_assets.evaluation.hosts import NoEngine
 from persona_assets.evaluation.probe import probe_prompts
-from persona_assets.evaluation.protocol import evaluate
+from persona_assets.evaluation.protocol import PromptGroup, evaluate
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.evaluation.server import EngineServer
 from persona_assets.residency import release, resident_model
@@ -197,29 +201,78 @@ def test_a_checkpoint_that_does_not_fit_is_the_clients_error_and_the_server_goes
     assert_frame_equal(measure(remote), measure(host(store)))
 
 
+def meant_for(url: str, **more: object) -> bytes:
+    return json.dumps({"identity": json.loads(json.dumps(IDENTITY)), **more}).encode()
+
+
 @pytest.mark.parametrize(
     ("headers", "content", "status"),
     [
         ({"Content-Type": "text/plain"}, b"{}", 415),
         ({"Content-Type": "application/json"}, b"[]", 400),
         ({"Content-Type": "application/json"}, b"{", 400),
+        ({"Content-Type": "application/json"}, b"{}", 409),
+        ({"Content-Type": "application/json", "Origin": "http://example.org"}, b"{}", 403),
+        ({"Content-Type": "application/json", "Host": "example.org:3001"}, b"{}", 403),
     ],
 )
 def test_what_is_no_request_is_refused(remote, headers, content, status):
     answer = httpx2.post(f"{remote._url}/answers", headers=headers, content=content)
     assert answer.status_code == status
     assert httpx2.post(f"{remote._url}/nothing", json={}).status_code == 404
+    assert httpx2.get(f"{remote._url}/engine", headers={"Origin": "null"}).status_code == 403
 
 
-class Slow:
+def test_no_request_hides_in_anothers_body(remote):
+    """A web page may send text; what it sends must not be read as a request of its own."""
+    hidden = b"GET /engine HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n"
+    port = int(remote._url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
+        head = f"POST /probe HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: text/plain\r\n"
+        raw.sendall(head.encode() + f"Content-Length: {len(hidden)}\r\n\r\n".encode() + hidden)
+        received = b""
+        while more := raw.recv(65536):
+            received += more
+    assert received.count(b"HTTP/1.") == 1
+    assert b" 415 " in received
+
+
+def test_another_server_in_the_place_of_the_one_that_was_met_is_noticed(store):
+    with serving(store) as url:
+        remote = RemoteHost(url, IDENTITY)
+        remote._identity = IDENTITY | {"code": "older"}
+        with pytest.raises(NoEngine, match="refused"):
+            measure(remote)
+
+
+def test_something_else_at_the_address_is_told_from_an_engine_server():
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>")
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.handle_request)
+        thread.start()
+        with pytest.raises(NoEngine, match="no engine server"):
+            RemoteHost(f"http://127.0.0.1:{other.server_address[1]}", IDENTITY)
+        thread.join()
+
+
+class Slow(TransformersHost):
     """A host whose engine waits for permission before each answer."""
 
-    def __init__(self, host):
-        self.host, self.go, self.given = host, threading.Semaphore(0), 0
+    def __init__(self, store):
+        self.__dict__ |= vars(host(store))
+        self.go, self.given = threading.Semaphore(0), 0
 
     @contextmanager
     def serving(self, checkpoint):
-        with self.host.serving(checkpoint) as engine:
+        with super().serving(checkpoint) as engine:
             slow = self
 
             class Engine:
@@ -233,35 +286,84 @@ class Slow:
 
             yield Engine()
 
-    def close(self):
-        self.host.close()
+
+def groups() -> list[PromptGroup]:
+    chat = chat_prompt(tokenizer(), "You are.", "Which?")
+    return [PromptGroup("villain", q, chat, tuple(SCAFFOLDS.values())) for q in ASKED]
 
 
 def test_a_client_that_goes_away_ends_its_request(store):
-    slow = Slow(host(store))
+    slow = Slow(store)
     with serving(store, slow) as url:
         remote = RemoteHost(url, IDENTITY)
         with remote.serving(None) as engine:
-            from persona_assets.chat import chat_prompt
-            from persona_assets.evaluation.protocol import PromptGroup
-
-            chat = chat_prompt(tokenizer(), "You are.", "Which?")
-            groups = [PromptGroup("villain", q, chat, tuple(SCAFFOLDS.values())) for q in ASKED]
-            answers = engine.answer(groups)
+            answers = engine.answer(groups())
             slow.go.release()
             next(answers)
             answers.close()
-        slow.go.release(1000)
-        deadline = time.monotonic() + 60
-        while slow.given == 24 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        measured = measure(remote)  # waits for the one before, whose client is gone
-        assert measured.height == len(small.PERSONAS) * len(ALL) * len(ASKED)
-        assert slow.given < 24 + measured.height
+        done = []
+        other = threading.Thread(target=lambda: done.append(remote.probe(["a"])))
+        other.start()  # waits for the request of the client that is gone
+        while other.is_alive():
+            slow.go.release()
+            other.join(timeout=0.2)
+        assert done
+        assert slow.given < len(ASKED) * len(SCAFFOLDS)
+
+
+def test_a_client_that_reads_nothing_blocks_neither_the_others_nor_the_end(store, monkeypatch):
+    monkeypatch.setattr("persona_assets.evaluation.server._PATIENCE", 1.0)
+    monkeypatch.setattr("persona_assets.evaluation.server._AHEAD", 2)
+    packed = [pack_group(group) for group in groups()] * 40
+    with serving(store) as url:
+        port = int(url.rpartition(":")[2])
+        body = meant_for(url, checkpoint=None, groups=packed)
+        with socket.socket() as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.connect(("127.0.0.1", port))
+            head = f"POST /answers HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            raw.sendall(head.encode() + body)
+            raw.recv(10)  # it has begun; and nothing more is read
+            assert len(RemoteHost(url, IDENTITY).probe(["a"])) == 1
+
+
+class Failing(TransformersHost):
+    """A host whose engine, or whose base, does not survive a checkpoint."""
+
+    def __init__(self, store, how: str):
+        self.__dict__ |= vars(host(store))
+        self.how = how
+
+    @contextmanager
+    def serving(self, checkpoint):
+        with super().serving(checkpoint) as engine:
+            if checkpoint is not None and self.how == "dies":
+                raise OSError("the GPU fell off the bus")
+            yield engine
+
+    def base_holds(self):
+        return self.how == "dies"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("dies", "fell off the bus"), ("drifts", "no longer what was loaded")]
+)
+def test_an_engine_that_fails_or_a_base_that_drifts_ends_the_server(store, how, said):
+    server = EngineServer(Failing(store, how), IDENTITY, store, port=0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    remote = RemoteHost(server.url, IDENTITY)
+    with pytest.raises(RuntimeError, match=said):
+        measure(remote, store / "adapter")
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert said in str(server.failed)
+    server.shut_down()
 
 
 def test_a_server_that_is_stopped_breaks_off_and_the_client_may_try_again(store):
-    slow, caught = Slow(host(store)), []
+    slow, caught = Slow(store), []
     server = EngineServer(slow, IDENTITY, store, port=0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -39,9 +39,8 @@ class RemoteHost:
 
     def __init__(self, url: str, identity: dict[str, Any]):
         self._url = url.rstrip("/")
-        with self._reaching():
-            told = httpx2.get(f"{self._url}/engine", timeout=30).raise_for_status().json()
-        wanted = json.loads(json.dumps(identity))
+        self._identity = wanted = json.loads(json.dumps(identity))
+        told = self._about()
         other = [
             f"{field}: {told['identity'].get(field)} and not {value}"
             for field, value in wanted.items()
@@ -61,17 +60,40 @@ class RemoteHost:
 
     def probe(self, prompts: Sequence[str]) -> np.ndarray:
         """As the server's host."""
-        (found,) = self.ask("/probe", {"prompts": list(prompts)})
-        return np.array(found["probe"], dtype=np.float32)
+        return self._probe(prompts, first=False)
+
+    def first_reading(self, prompts: Sequence[str]) -> np.ndarray:
+        """Since the server was started, whoever asked first."""
+        return self._probe(prompts, first=True)
+
+    def base_holds(self) -> bool:
+        """The server sees to it, and ends where it does not."""
+        return True
 
     def close(self) -> None:
         """The server goes on for others."""
+
+    def _probe(self, prompts: Sequence[str], *, first: bool) -> np.ndarray:
+        (found,) = self.ask("/probe", {"prompts": list(prompts), "first": first})
+        return np.array(found["probe"], dtype=np.float32)
+
+    def _about(self) -> dict[str, Any]:
+        with self._reaching():
+            answer = httpx2.get(f"{self._url}/engine", timeout=30)
+        try:
+            told = answer.raise_for_status().json()
+            return {name: told[name] for name in ("identity", "fingerprint")}
+        except (httpx2.HTTPStatusError, ValueError, KeyError, TypeError) as error:
+            raise NoEngine(
+                f"what answers at {self._url} is no engine server ({error!r}): {_REMEDY}"
+            ) from error
 
     def ask(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The lines of the server's response, as they come.
 
         Raises:
             Unavailable: the server cannot be reached, or has died.
+            NoEngine: another server stands in its place.
             CheckpointError, ValueError, RuntimeError: as the server's host raised it.
         """
         ended = False
@@ -79,7 +101,9 @@ class RemoteHost:
         timeout = httpx2.Timeout(30, read=6 * HEARTBEAT)
         with (
             self._reaching(),
-            httpx2.stream("POST", self._url + path, json=body, timeout=timeout) as response,
+            httpx2.stream(
+                "POST", self._url + path, json=body | {"identity": self._identity}, timeout=timeout
+            ) as response,
         ):
             if response.status_code >= 400:
                 response.read()

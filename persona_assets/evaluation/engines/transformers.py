@@ -26,6 +26,7 @@ from persona_assets.evaluation.engines.token_trees import (
     TokenTrees,
     common_length,
 )
+from persona_assets.evaluation.hosts import FirstReadings
 from persona_assets.evaluation.probe import probe
 from persona_assets.evaluation.protocol import (
     Answer,
@@ -40,7 +41,7 @@ from persona_assets.evaluation.protocol import (
 from persona_assets.evaluation.scaffolds import Scaffold
 from persona_assets.hashing import sha256_text
 from persona_assets.residency import Device, resident_model, resident_tokenizer
-from persona_assets.training.checkpoints import adapted, attached, is_adapter
+from persona_assets.training.checkpoints import adapted, beside, is_adapter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -262,6 +263,9 @@ class TransformersEngine:
         return table.to(self.model.device)
 
 
+_first_readings: dict[tuple[Path, str, str], FirstReadings] = {}
+
+
 class TransformersHost:
     """Lends engines over a model of ``transformers`` (see ``hosts.Host``), on any device.
 
@@ -293,6 +297,7 @@ class TransformersHost:
     ):
         self.base, self.dtype, self.device, self._mode = base, dtype, device, serving
         self.tokenizer = resident_tokenizer(tokenizer)
+        self._readings = _first_readings.setdefault((base, dtype, device), FirstReadings())
         self._settings = {
             "max_rationale_tokens": max_rationale_tokens,
             "batch_size": batch_size,
@@ -305,7 +310,7 @@ class TransformersHost:
         """See ``hosts.Host``."""
         if checkpoint is None or is_adapter(checkpoint):
             model = self._model(self.base)
-            apply = {"merged": adapted, "adapter": attached}[self._mode]
+            apply = {"merged": adapted, "adapter": beside}[self._mode]
             with apply(model, checkpoint) if checkpoint else nullcontext(model) as served:
                 yield TransformersEngine(served, self.tokenizer, **self._settings)
         else:
@@ -314,6 +319,14 @@ class TransformersHost:
     def probe(self, prompts: Sequence[str]) -> np.ndarray:
         """The next token's logits: [prompts, vocabulary]."""
         return probe(self._model(self.base), self.tokenizer, prompts)
+
+    def first_reading(self, prompts: Sequence[str]) -> np.ndarray:
+        """Of this process's first host over the same base."""
+        return self._readings.of(self, prompts)
+
+    def base_holds(self) -> bool:
+        """See ``hosts.Host``."""
+        return self._readings.hold(self)
 
     def close(self) -> None:
         """The model stays resident: training borrows it too."""

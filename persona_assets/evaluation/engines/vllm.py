@@ -1,4 +1,4 @@
-"""vLLM in process: one resident base model, every checkpoint served over it.
+"""vLLM in a child process of this one: one resident base model, every checkpoint served over it.
 
 The engine's core runs in a process of its own, so that it computes while this one turns tokens
 into text and back. A group's scaffolds are asked for together, a letter as soon as its rationale
@@ -22,6 +22,7 @@ import numpy as np
 
 from persona_assets.chat import encode
 from persona_assets.evaluation.engines.vllm_worker import STARTER, ResidentModel
+from persona_assets.evaluation.hosts import FirstReadings
 from persona_assets.evaluation.protocol import (
     Answer,
     Engine,
@@ -121,7 +122,7 @@ class VllmHost:
         )
         self._vocabulary = config["vocab_size"]
         self._max_rank, self._adapter_ids = max_rank, {}
-        self._serves = False
+        self._serves, self._first_readings = False, FirstReadings()
         self.request_ids = map(str, itertools.count())
         quiet = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
         with _environment(**ENVIRONMENT, **quiet, **{STARTER: str(os.getpid())}):
@@ -161,8 +162,8 @@ class VllmHost:
         if checkpoint is not None:
             self._look_at(checkpoint)
             beside = self.mode == "adapter" and is_adapter(checkpoint)
-        self._serves = True
         engine = VllmEngine(self, self._lora_request(checkpoint) if beside else None)
+        self._serves = True
         try:
             if beside:
                 self.core.add_lora(engine.lora)
@@ -196,6 +197,14 @@ class VllmHost:
             logprobs = found[0].outputs[0].logprobs[0]
             rows.append([logprobs[token].logprob for token in tokens])
         return np.array(rows, dtype=np.float32)
+
+    def first_reading(self, prompts: Sequence[str]) -> np.ndarray:
+        """Since the engine was started."""
+        return self._first_readings.of(self, prompts)
+
+    def base_holds(self) -> bool:
+        """See ``hosts.Host``."""
+        return self._first_readings.hold(self)
 
     def close(self) -> None:
         """End the engine's process."""
