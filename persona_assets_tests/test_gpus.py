@@ -67,7 +67,26 @@ def test_without_gpus_there_is_nothing_to_lease(holder):
     assert issubclass(gpus.NoFreeGpu, Unavailable)  # Dagster's step tries again after a while
 
 
-def test_a_gpus_study_gets_a_worker_a_gpu(monkeypatch, mini, length_matched):
+def test_what_is_held_is_no_longer_free(holder, monkeypatch, tmp_path, length_matched):
+    monkeypatch.setenv(environment.DATA, str(tmp_path))
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")
+    assert gpus.unleased() == ["0", "1"]
+    holder("0,1")
+    assert gpus.unleased() == ["1"]
+    assert default_workers(length_matched) == 1
+    holder("0,1")
+    with pytest.raises(ValueError, match="other processes hold every GPU"):
+        default_workers(length_matched)
+
+
+def test_names_after_one_that_means_none_are_not_seen(monkeypatch):
+    for stated, seen in {"-1": [], "0,-1,1": ["0"], "": [], "2, 5": ["2", "5"]}.items():
+        monkeypatch.setenv(gpus.VISIBLE, stated)
+        assert gpus.visible() == seen
+
+
+def test_a_gpus_study_gets_a_worker_a_gpu(monkeypatch, tmp_path, mini, length_matched):
+    monkeypatch.setenv(environment.DATA, str(tmp_path))
     processors = min(len(os.sched_getaffinity(0)), 8)
     for devices, workers in {"0,1,2,3": 4, "5": 1, "": 1}.items():
         monkeypatch.setenv(gpus.VISIBLE, devices)

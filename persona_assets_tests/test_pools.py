@@ -27,6 +27,7 @@ def instance(tmp_path, monkeypatch):
     """A fresh instance of the project's ``dagster.yaml``."""
     monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
     monkeypatch.setenv(environment.DAGSTER_STORAGE, str(tmp_path))
+    monkeypatch.setenv(environment.DATA, str(tmp_path))
     with dg.DagsterInstance.get() as fresh:
         yield fresh
 
@@ -61,7 +62,8 @@ def test_models_get_a_run_a_processor_or_gpu_and_all_else_one_at_a_time(instance
     assert open_pools(instance) == limits
     monkeypatch.setenv(gpus.VISIBLE, "0,1,2,3")
     assert open_pools(instance) == limits | {"gpu": 4}
-    assert open_pools(instance) == limits | {"gpu": 4}
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")  # what was set for four is not for good
+    assert open_pools(instance) == limits | {"gpu": 2}
 
 
 def test_what_a_server_evaluates_takes_no_gpu_of_its_own(length_matched):

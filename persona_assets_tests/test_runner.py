@@ -8,7 +8,16 @@ import pytest
 
 from persona_assets import environment
 from persona_assets.graph import Graph
-from persona_assets.runner import Outcome, Plan, Unit, _Dispatcher, _Progress, default_workers, plan
+from persona_assets.runner import (
+    Outcome,
+    Plan,
+    Unit,
+    _Dispatcher,
+    _Progress,
+    _Worker,
+    default_workers,
+    plan,
+)
 from persona_assets.store import Ref, Store
 from persona_assets_tests.test_graph import land_everything
 
@@ -165,3 +174,28 @@ def test_with_an_engine_in_another_place_a_cell_is_one_run(length_matched, tmp_p
     settings = length_matched.evaluation.model_copy(update={"engine": "vllm_server"})
     served = length_matched.model_copy(update={"evaluation": settings})
     assert jobs(plan(Graph(served), Store(tmp_path, "length_matched")))["cell"] == 66
+
+
+def test_no_evaluation_starts_while_training_is_left_however_late_its_rationales_land(
+    length_matched, tmp_path
+):
+    todo = plan(Graph(length_matched), Store(tmp_path, "length_matched"), "librarian.*.42")
+    late = next(unit for unit in todo.units if unit.job == "rationales")
+    done = {unit: Outcome("done") for unit in todo.units if unit.job in ("inputs", "rationales")}
+    del done[late]
+    (waiting,) = (unit for unit in todo.training if late in todo.waits_for[unit])
+    pending = [unit for unit in todo.units if unit not in done]
+    dispatcher = _Dispatcher("length_matched", todo, done, print)
+    ready = [unit for unit in pending if dispatcher._is_ready(unit, pending)]
+    assert set(ready) == {late} | todo.training - {waiting}
+    done |= {unit: Outcome("done") for unit in [late, *todo.training]}
+    pending = [unit for unit in todo.units if unit not in done]
+    ready = {unit.job for unit in pending if dispatcher._is_ready(unit, pending)}
+    assert ready == {"baseline"}
+
+
+def test_a_worker_may_have_children_for_vllm_is_one():
+    worker = _Worker("mini")
+    assert not worker.process.daemon
+    worker.stop()
+    assert worker.process.exitcode == 0

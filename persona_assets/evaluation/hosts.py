@@ -129,7 +129,7 @@ def local_vllm(study: Study, base: Path, tokenizer: Path) -> Host:
     """
     if find_spec("vllm") is None:
         raise NoEngine(
-            "evaluation.engine: vLLM is not installed: `pip install 'persona_assets[gpu]'` on a "
+            "evaluation.engine: vLLM is not installed: `pip install '.[gpu]'` on a "
             "machine with a GPU, or set the engine to transformers"
         )
     residency.device(study.wants_gpu)

@@ -213,4 +213,4 @@ def test_the_instance_tries_crashed_runs_again_and_failed_ones_not(tmp_path, mon
         assert (pools.default_pool_limit, pools.pool_granularity.value) == (1, "run")
         queue = instance.get_concurrency_config().run_queue_config
         assert queue.max_concurrent_runs == 12  # more than the workers of `persona-assets run`
-        assert list(queue.tag_concurrency_limits) == [{"key": "dagster/backfill", "limit": 3}]
+        assert list(queue.tag_concurrency_limits) == [{"key": "dagster/backfill", "limit": 10}]

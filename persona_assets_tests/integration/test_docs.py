@@ -37,6 +37,10 @@ ELSEWHERE = {
     "make test": "pytest",  # it is what runs this
     "make test-vllm": "pytest persona_assets_tests/vllm",
     "persona-assets ui": "",  # webserver.py, for the tests of what is served
+    # On a GPU; the server itself in evaluation/test_server.py, over vLLM in vllm/test_server.py.
+    "persona-assets serve": "",
+    "persona-assets serve --study length_matched": "",
+    "pip install '.[gpu]'": "",  # some gigabytes, for a GPU
 }
 
 NUMBER = r"[-−]?\d(?:[\d.,e+−-]*\d)?"
