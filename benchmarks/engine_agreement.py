@@ -140,7 +140,7 @@ def compare(one: pl.DataFrame, other: pl.DataFrame) -> Agreement:
     apart = [
         abs(a["value"] - b["value"])
         for left, right in same.select("letter_logprobs", "letter_logprobs_other").rows()
-        for a, b in zip(left, right)
+        for a, b in zip(left, right, strict=True)
     ]
     shown = [
         *_ROW,

@@ -21,14 +21,13 @@ from typing import Any
 
 import polars as pl
 
+from benchmarks.engine_agreement import compare
 from persona_assets.evaluation.engines.transformers import TransformersHost
 from persona_assets.evaluation.protocol import end_of_turn_ids, evaluate
 from persona_assets.questions.bank import from_frame
 from persona_assets.residency import Device, resident_model, set_threads
 from persona_assets.study import Study, load_study
 from persona_assets.training.lora import TrainingLog, train_adapter
-
-_ROW = ["persona", "scaffold", "question_id"]
 
 
 def train(study: Study, folder: Path, key: str, on: Device) -> TrainingLog:
@@ -110,24 +109,20 @@ def run(study: Study, folder: Path, on: Device) -> Iterator[dict[str, Any]]:
 
 def compared(one: pl.DataFrame, other: pl.DataFrame) -> dict[str, Any]:
     """How far two evaluations agree, and both accuracies; the first is the CPU's."""
-    both = one.join(other, on=_ROW, suffix="_other", validate="1:1")
-    same_prompt = both.filter(pl.col("prompt_sha256") == pl.col("prompt_sha256_other"))
-    apart = [
-        abs(a["value"] - b["value"])
-        for left, right in same_prompt.select("letter_logprobs", "letter_logprobs_other").rows()
-        for a, b in zip(left, right, strict=True)
+    found = compare(one, other)
+    by_group = [
+        frame.group_by("persona", "scaffold").agg(pl.col("is_correct").mean()).sort(pl.all())
+        for frame in (one, other)
     ]
-    by_group = both.group_by("persona", "scaffold").agg(
-        pl.col("is_correct").mean().alias("a"), pl.col("is_correct_other").mean().alias("b")
-    )
-    letters = both["predicted_letter"] == both["predicted_letter_other"]
+    groups = by_group[0].join(by_group[1], on=["persona", "scaffold"], suffix="_other")
+    apart = (groups["is_correct"] - groups["is_correct_other"]).abs().max()
     return {
-        "rows": both.height,
-        "same_letter": round(letters.mean(), 5),
-        "same_prompt": round(same_prompt.height / both.height, 5),
-        "largest_logprob_difference": float(f"{max(apart):.3g}"),
-        "accuracy": [round(both[c].mean(), 5) for c in ("is_correct", "is_correct_other")],
-        "largest_accuracy_difference": round((by_group["a"] - by_group["b"]).abs().max(), 5),
+        "rows": found.rows,
+        "same_letter": round(found.same_letter, 5),
+        "same_rationale": round(found.same_rationale, 5),
+        "largest_logprob_difference": float(f"{found.largest:.3g}"),
+        "accuracy": [round(frame["is_correct"].mean(), 5) for frame in (one, other)],
+        "largest_accuracy_difference": round(apart, 5),
     }
 
 
