@@ -30,11 +30,10 @@ from persona_assets.study import Study, load_study
 from persona_assets.training.lora import TrainingLog, train_adapter
 
 
-def train(study: Study, folder: Path, key: str, on: Device) -> TrainingLog:
-    """Train a cell's adapter on ``on``, into the folder ``<on>/<cell>``."""
+def train(study: Study, folder: Path, key: str, on: Device, out: Path) -> TrainingLog:
+    """Train a cell's adapter on ``on``, into the folder ``out``."""
     base = resident_model(folder / "base_model", study.training.dtype, on)
     rows = pl.read_parquet(folder / "datasets" / f"{key}.parquet")
-    out = folder / on / key
     return train_adapter(base, rows, study.training, study.cell(key).seed, out, base_id="base")
 
 
@@ -75,7 +74,7 @@ def pack(study: Study, store_root: Path, folder: Path, cells: str) -> Iterator[d
         rows.select("input_ids", "loss_start").write_parquet(
             folder / "datasets" / f"{cell.key}.parquet"
         )
-        log = train(study, folder, cell.key, "cpu")
+        log = train(study, folder, cell.key, "cpu", folder / "cpu" / cell.key)
         (folder / "cpu" / cell.key / "training_log.json").write_text(log.to_json())
         outcomes = measure(study, folder, folder / "cpu" / cell.key, "cpu")
         outcomes.write_parquet(folder / "cpu" / cell.key / "outcomes.parquet")
@@ -89,7 +88,8 @@ def run(study: Study, folder: Path, on: Device) -> Iterator[dict[str, Any]]:
     for path in sorted((folder / "datasets").glob("*.parquet")):
         theirs = folder / "cpu" / path.stem
         cpu = json.loads((theirs / "training_log.json").read_text())
-        log = train(study, folder, path.stem, on)
+        ours = folder / "here" / path.stem
+        log = train(study, folder, path.stem, on, ours)
         outcomes = pl.read_parquet(theirs / "outcomes.parquet")
         yield {
             "cell": path.stem,
@@ -101,9 +101,7 @@ def run(study: Study, folder: Path, on: Device) -> Iterator[dict[str, Any]]:
                 max(abs(a - b) for a, b in zip(cpu["losses"], log.losses, strict=True)), 6
             ),
             "evaluated_here": compared(outcomes, measure(study, folder, theirs, on)),
-            "trained_and_evaluated_here": compared(
-                outcomes, measure(study, folder, folder / on / path.stem, on)
-            ),
+            "trained_and_evaluated_here": compared(outcomes, measure(study, folder, ours, on)),
         }
 
 
