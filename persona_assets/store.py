@@ -36,7 +36,7 @@ from persona_assets.hashing import sha256_file, sha256_json, sha256_text
 
 _DRAFT = ".draft-"
 #: One part of a path in the store: no separator, no NUL, and nothing that leads upwards.
-_PLAIN = re.compile(r"(?!\.+$)[\w.+-]+", re.ASCII)
+_PLAIN = re.compile(r"(?!\.+$)[\w.+-]{1,200}", re.ASCII)
 #: Seconds within which a new draft is locked.
 _UNLOCKED_SECONDS = 60
 
@@ -176,7 +176,7 @@ class Store:
         """
         parts = [ref.asset] if ref.key is None else [ref.asset, ref.key]
         if not all(_PLAIN.fullmatch(part) for part in parts):
-            raise StoreError(f"{str(ref)!r} is no partition: use letters, digits, '.', '-' and '_'")
+            raise StoreError(f"{str(ref)!r} is no partition: names have letters, digits and . - _")
         return self.root.joinpath(*parts)
 
     def manifest(self, ref: Ref) -> Manifest | None:
@@ -195,7 +195,10 @@ class Store:
                 f"{path} cannot be read ({error}). Materialize {ref} again."
             ) from error
         try:
-            return Manifest.from_json(text)
+            manifest = Manifest.from_json(text)
+            if manifest.ref != ref:
+                raise ValueError(f"it is of {manifest.ref}")
+            return manifest
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(
                 f"{path} is damaged ({error!r}). Delete it and materialize {ref} again."

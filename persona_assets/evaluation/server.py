@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ from persona_assets.training.checkpoints import checkpoint_hash
 
 #: Bytes of a request at the most: a study of 10 000 long questions and 11 personas.
 _LARGEST = 2**30
+#: The hosts that its clients may have asked for.
+_LOOPBACK = ("127.0.0.1", "localhost")
 #: Lines that wait for a slow client before the engine waits too.
 _AHEAD = 1000
 
@@ -145,6 +148,18 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def parse_request(self) -> bool:
+            """As the base class, for this machine's own clients: a web page that has its name
+            resolved to the loopback address sends that name."""
+            if not super().parse_request():
+                return False
+            host = self.headers.get("Host", "").rpartition(":")[0]
+            if host not in _LOOPBACK:
+                self.close_connection = True
+                self._respond(403, {"error": f"Host: expected {' or '.join(_LOOPBACK)}"})
+                return False
+            return True
+
         def do_GET(self) -> None:
             if self.path == "/engine":
                 self._respond(200, server.about)
@@ -156,8 +171,9 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
             length = self.headers.get("Content-Length", "")
             if work is None:
                 self._respond(404, {"error": f"there is no {self.path}"})
-            elif not length.isascii() or not length.isdigit() or int(length) > _LARGEST:
-                self._respond(413, {"error": f"Content-Length: found {length or 'none'}"})
+            elif not re.fullmatch("[0-9]{1,10}", length) or int(length) > _LARGEST:
+                self.close_connection = True  # what follows is no request
+                self._respond(413, {"error": f"Content-Length: found {length[:20] or 'none'}"})
             elif self.headers.get("Content-Type") != "application/json":  # a web page's form, say
                 self._respond(415, {"error": "Content-Type: expected application/json"})
             else:
@@ -166,7 +182,7 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
         def _stream(self, work, raw: bytes) -> None:
             try:
                 body = json.loads(raw)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 self._respond(400, {"error": f"the request is no JSON: {error}"})
                 return
             if not isinstance(body, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -203,12 +204,33 @@ def test_a_checkpoint_that_does_not_fit_is_the_clients_error_and_the_server_goes
         ({"Content-Type": "text/plain"}, b"{}", 415),
         ({"Content-Type": "application/json"}, b"[]", 400),
         ({"Content-Type": "application/json"}, b"{", 400),
+        ({"Content-Type": "application/json"}, b"[" * 100_000, 400),
+        ({"Content-Type": "application/json", "Host": "evil.example:3001"}, b"{}", 403),
     ],
 )
 def test_what_is_no_request_is_refused(remote, headers, content, status):
     answer = httpx2.post(f"{remote._url}/answers", headers=headers, content=content)
     assert answer.status_code == status
     assert httpx2.post(f"{remote._url}/nothing", json={}).status_code == 404
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "+1", "1_0", "", "²"])
+def test_a_length_that_is_none_is_refused(remote, length):
+    address = remote._url.removeprefix("http://")
+    host, port = address.split(":")
+    request = f"POST /answers HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(request.encode())
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_page_that_goes_by_another_name_reads_nothing(remote):
+    """DNS rebinding: a browser takes the page's own name for this server."""
+    port = remote._url.rpartition(":")[2]
+    for host, status in (("evil.example", 403), ("localhost", 200), ("127.0.0.1", 200)):
+        answer = httpx2.get(f"{remote._url}/engine", headers={"Host": f"{host}:{port}"})
+        assert answer.status_code == status
+        assert ("fingerprint" in answer.text) == (status == 200)
 
 
 class Slow:
