@@ -317,6 +317,14 @@ class _StrictLoader(yaml.SafeLoader):
         value.encode("utf-8")  # UnicodeEncodeError is a ValueError
         return value
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if abs(value) >= 2**63:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a number has more than 63 bits", node.start_mark
+            )
+        return value
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which the base class expands
         keys = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != merge]
@@ -329,6 +337,9 @@ class _StrictLoader(yaml.SafeLoader):
                     )
                 seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
 
 
 def _lookup(key: str, table: Mapping[str, Any], what: str, study: str) -> Any:

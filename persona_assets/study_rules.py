@@ -65,10 +65,7 @@ def schema_problem(error: Mapping[str, Any]) -> Problem:
 
 def _shown(value: Any) -> str:
     """A value in a sentence: its first 80 characters, quoted."""
-    try:
-        text = str(value)
-    except ValueError:  # an integer of more digits than Python writes
-        text = "a number of thousands of digits"
+    text = str(value)
     return repr(text if len(text) <= 80 else f"{text[:79]}…")
 
 
