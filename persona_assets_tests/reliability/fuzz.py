@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from persona_assets_tests.reliability.readers import READERS, Escape, Use
 #: An input that takes longer than this hangs.
 SECONDS = 20.0
 #: Inputs that one process is given at a time.
-_CHUNK = 2000
+_CHUNK = 10_000
 
 
 class Hang(BaseException):
@@ -73,6 +73,15 @@ def fuzz(name: str, n: int, seed: int) -> Tally:
     return tally
 
 
+def _in_a_process(job: tuple[str, int, int]) -> Tally:
+    """:func:`fuzz` in a process of its own, whose death is a fault too."""
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return pool.submit(fuzz, *job).result()
+        except BrokenProcessPool:
+            return Tally(n_faults=1, faults=[f"seed {job[2]}: the process died"])
+
+
 def _one(use: Use, rng: random.Random, tally: Tally, where: str) -> None:
     state = random.Random(rng.getrandbits(64))
     began = time.monotonic()
@@ -104,18 +113,15 @@ def main(n: int, seed: int, processes: int, only: tuple[str, ...]) -> None:
     """Fuzz every reader, and print what became of it."""
     shares = {name: READERS[name].share for name in only or READERS}
     total = sum(shares.values())
-    tallies, jobs = {name: Tally() for name in shares}, {}
-    with ProcessPoolExecutor(processes) as pool:
-        for name, share in shares.items():
-            left = -(-n * share // total)
-            for chunk, start in enumerate(range(0, left, _CHUNK)):
-                size = min(_CHUNK, left - start)
-                jobs[pool.submit(fuzz, name, size, seed * 100_000 + chunk)] = name
-        for job in as_completed(jobs):
-            try:
-                tallies[jobs[job]].add(job.result())
-            except BrokenProcessPool as error:
-                tallies[jobs[job]].add(Tally(n_faults=1, faults=[f"a process died: {error}"]))
+    jobs = []
+    for name, share in shares.items():
+        left = -(-n * share // total)
+        for chunk, start in enumerate(range(0, left, _CHUNK)):
+            jobs.append((name, min(_CHUNK, left - start), seed * 100_000 + chunk))
+    tallies = {name: Tally() for name in shares}
+    with ThreadPoolExecutor(processes) as threads:
+        for (name, *_), tally in zip(jobs, threads.map(_in_a_process, jobs), strict=True):
+            tallies[name].add(tally)
     print("| given | inputs | read | refused | faults | slowest |")
     print("|---|---|---|---|---|---|")
     for name, tally in tallies.items():
