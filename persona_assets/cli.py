@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import click
 
 from persona_assets import environment
+from persona_assets.reporting.words import visible
 from persona_assets.store import Ref, Store, StoreError
 from persona_assets.study import Study, StudyError, load_study
+from persona_assets.study_schema import KEY
 
 _STAGES = ("training_dataset", "prior_checkpoint", "checkpoint", "cell_outcomes")
 _MARKS = {"fresh": "✓", "stale": "stale", "failed": "FAILED", "missing": "·", None: ""}
@@ -23,13 +26,23 @@ study_option = click.option(
 
 
 class _Commands(click.Group):
-    """Commands whose users' mistakes are told in a sentence, not in a traceback."""
+    """Commands whose users' mistakes are told in a sentence, not in a traceback.
+
+    What a sentence quotes may come from a model or a damaged file: no character of it acts.
+    """
 
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
         except (StoreError, environment.FolderMissing) as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(visible(str(error))) from error
+        except click.ClickException as error:
+            error.message = visible(error.message)
+            raise
+
+
+def _say(text: str) -> None:
+    click.echo(visible(text))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,7 +76,7 @@ def run(study: str, cells: str, up_to: str | None, workers: int | None) -> None:
     loaded = _load(study)
     try:
         workers = workers or runner.default_workers(loaded, up_to)
-        outcomes = runner.run(study, cells, workers, up_to, say=click.echo)
+        outcomes = runner.run(study, cells, workers, up_to, say=_say)
     except (ValueError, AlreadyRunning) as error:
         raise click.ClickException(str(error)) from error
     bad = {unit: o for unit, o in outcomes.items() if o.status in ("failed", "skipped")}
@@ -126,12 +139,12 @@ def sql(study: str, query: str, limit: int) -> None:
     with open_warehouse(_warehouse(study)) as db:
         try:
             result = db.execute(query)
-        except duckdb.Error as error:
+            if result is None:
+                raise click.ClickException('there is no query: try "FROM study"')
+            names = [column[0] for column in result.description or ()]
+            found = result.fetchmany(limit + 1)  # a row far down may be the first to fail
+        except (duckdb.Error, ValueError, OverflowError) as error:  # or be none that Python has
             raise click.ClickException(str(error)) from error
-        if result is None:
-            raise click.ClickException('there is no query: try "FROM study"')
-        names = [column[0] for column in result.description or ()]
-        found = result.fetchmany(limit + 1)
     click.echo(text_table(names, found[:limit], exact=True))
     if len(found) > limit:
         click.echo(f"… the first {limit} rows; --limit shows more")
@@ -158,9 +171,9 @@ def trace(study: str, number_id: str, rows: bool, limit: int, as_json: bool) -> 
     shown = tracing.question_rows(path, found.number, limit) if rows else None
     if as_json:
         value = tracing.as_json(found) | ({"rows": shown} if rows else {})
-        click.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+        click.echo(json.dumps(value, indent=1, default=str))  # ASCII: nothing in it acts
     else:
-        click.echo(tracing.as_text(found, shown))
+        _say(tracing.as_text(found, shown))
     if not all(found.reproduced.values()):
         sys.exit(1)
 
@@ -246,7 +259,7 @@ def _explain(graph, freshness, what: str) -> None:
     for ref in refs:
         click.echo(f"{ref!s:<{width}}  {freshness.state(ref)}")
         for reason in freshness.reasons(ref):
-            click.echo(f"    {reason}")
+            _say(f"    {reason}")
 
 
 def _mark(graph, freshness, ref: Ref) -> str:
@@ -255,6 +268,8 @@ def _mark(graph, freshness, ref: Ref) -> str:
 
 
 def _load(name: str) -> Study:
+    if not re.fullmatch(KEY, name):  # a path, say, which would lead the store elsewhere too
+        raise click.ClickException(f"{name!r} is no study's name: it is a file's, without .yaml")
     try:
         return load_study(environment.study_file(name))
     except StudyError as error:

@@ -49,7 +49,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
         f"reporting.{name}"
         for name in (
             *("report", "conclusions", "threats", "prose", "printed", "words", "markdown"),
-            *("queries", "lint", "style", "vocabulary_figure"),
+            *("policy", "queries", "lint", "style", "vocabulary_figure"),
         )
     ),
 }

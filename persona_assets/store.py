@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import polars as pl
@@ -33,6 +35,8 @@ from persona_assets.audit import Audit
 from persona_assets.hashing import sha256_file, sha256_json, sha256_text
 
 _DRAFT = ".draft-"
+#: One part of a path in the store: no separator, no NUL, and nothing that leads upwards.
+_PLAIN = re.compile(r"(?!\.+$)[\w.+-]{1,200}", re.ASCII)
 #: Seconds within which a new draft is locked.
 _UNLOCKED_SECONDS = 60
 
@@ -123,10 +127,11 @@ class Manifest:
         """Parse what :meth:`to_json` wrote.
 
         Raises:
-            ValueError, TypeError, KeyError: it is no manifest.
+            ValueError, TypeError, KeyError, AttributeError, RecursionError: it is no manifest, or
+                names files outside its partition's folder.
         """
         raw = json.loads(text)
-        return cls(
+        manifest = cls(
             **{
                 **raw,
                 "ref": Ref(**raw["ref"]),
@@ -134,6 +139,15 @@ class Manifest:
                 "provenance": Provenance(**raw["provenance"]),
             }
         )
+        for part in (manifest.version, *(p for name in manifest.files for p in name.split("/"))):
+            if not _PLAIN.fullmatch(part):
+                raise ValueError(f"{part!r} is no part of a path in it")
+        for name, entry in manifest.files.items():
+            if type(entry["bytes"]) is not int or type(entry["sha256"]) is not str:
+                raise ValueError(f"no size and hash of {name}")
+        if type(manifest.provenance.inputs) is not dict or type(manifest.summary) is not dict:
+            raise ValueError("no inputs, or no summary")
+        return manifest
 
     def to_json(self) -> str:
         """The manifest as indented JSON with sorted keys."""
@@ -155,9 +169,15 @@ class Store:
         self.study = study
 
     def folder(self, ref: Ref) -> Path:
-        """The partition's folder, whether or not anything has landed in it."""
-        base = self.root / ref.asset
-        return base if ref.key is None else base / ref.key
+        """The partition's folder, whether or not anything has landed in it.
+
+        Raises:
+            StoreError: asset or key is no plain name, and would lead out of the store.
+        """
+        parts = [ref.asset] if ref.key is None else [ref.asset, ref.key]
+        if not all(_PLAIN.fullmatch(part) for part in parts):
+            raise StoreError(f"{str(ref)!r} is no partition: names have letters, digits and . - _")
+        return self.root.joinpath(*parts)
 
     def manifest(self, ref: Ref) -> Manifest | None:
         """The partition's manifest, or None if it has not landed.
@@ -175,8 +195,11 @@ class Store:
                 f"{path} cannot be read ({error}). Materialize {ref} again."
             ) from error
         try:
-            return Manifest.from_json(text)
-        except (ValueError, TypeError, KeyError) as error:
+            manifest = Manifest.from_json(text)
+            if manifest.ref != ref:
+                raise ValueError(f"it is of {manifest.ref}")
+            return manifest
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(
                 f"{path} is damaged ({error!r}). Delete it and materialize {ref} again."
             ) from error
@@ -293,6 +316,9 @@ class Store:
             data_version: Hash of the content where the files' bytes say more than the content
                 (run ids); the hash of the files by default.
         """
+        for path in draft.rglob("*"):
+            if path.is_symlink():  # what it leads to could change, or be nobody's to publish
+                raise StoreError(f"{path} is a symbolic link: put the file itself there for {ref}.")
         names = sorted(str(p.relative_to(draft)) for p in draft.rglob("*") if p.is_file())
         if not names:
             raise StoreError(f"nothing was written for {ref}.")
@@ -411,9 +437,11 @@ def _fsync(path: Path) -> None:
 
 def _verify(path: Path, entry: dict[str, Any], ref: Ref) -> None:
     try:
-        stat = path.stat()
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing. Materialize {ref} again.") from error
+        stat = path.lstat()
+    except OSError as error:
+        raise StoreError(f"{path} is missing ({error}). Materialize {ref} again.") from error
+    if not S_ISREG(stat.st_mode):
+        raise StoreError(f"{path} is no file of its own. Delete it and materialize {ref} again.")
     if stat.st_size != entry["bytes"]:
         raise StoreError(
             f"{path} has {stat.st_size} bytes, its manifest says {entry['bytes']}. "

@@ -6,7 +6,7 @@ edges, counts in the report) is derived from the :class:`Study` object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,14 @@ from persona_assets.study_schema import (
     StudyFile,
     TrainingRecipe,
 )
+
+#: A study file's length at the most, and how many values it may hold once aliases are followed:
+#: the largest study of this repository has 6000 bytes, and 400 values.
+_MOST_BYTES, _MOST_VALUES = 200_000, 10_000
+#: Problems that an error names.
+_SHOWN = 20
+#: What PyYAML lets out of a scalar with an explicit tag that its text does not fit.
+_BAD_SCALAR = (LookupError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +214,14 @@ class Study(StudyFile):
 
 
 class StudyError(ValueError):
-    """A study file that cannot be used; names the file, every faulty field and its remedy."""
+    """A study file that cannot be used; names the file, the faulty fields and their remedies."""
 
     def __init__(self, file: Path | str, problems: list[Problem]):
         self.file, self.problems = str(file), problems
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        super().__init__(f"study file {file} cannot be used:\n{lines}")
+        lines = [f"  - {problem}" for problem in problems[:_SHOWN]]
+        if more := len(problems) - len(lines):
+            lines.append(f"  and {more} more")
+        super().__init__("\n".join([f"study file {file} cannot be used:", *lines]))
 
 
 def load_study(path: Path) -> Study:
@@ -221,8 +231,9 @@ def load_study(path: Path) -> Study:
         StudyError: the file is missing, is not YAML, or says something that cannot be run.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise StudyError(
             path, [Problem("file", f"cannot be read ({error})", "Name an existing UTF-8 file.")]
         ) from error
@@ -236,10 +247,15 @@ def load_study(path: Path) -> Study:
 
 def parse_study(text: str, file: Path | str = "<text>") -> Study:
     """As :func:`load_study`, from the YAML text itself; ``file`` names it in errors."""
+    if len(text) > _MOST_BYTES:
+        what = f"is longer than {_MOST_BYTES} bytes"
+        raise StudyError(file, [Problem("file", what, "Start from data/studies/mini.yaml.")])
     try:
-        raw = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raw = _loaded(text)
+    except (yaml.YAMLError, RecursionError, ValueError, *_BAD_SCALAR) as error:
         what = " ".join(str(error).split())
+        if isinstance(error, _BAD_SCALAR):
+            what = f"a value is not what its tag says ({what})"
         raise StudyError(file, [Problem("yaml", what, "Mend the YAML syntax.")]) from error
     if not isinstance(raw, dict):
         raise StudyError(
@@ -256,18 +272,74 @@ def parse_study(text: str, file: Path | str = "<text>") -> Study:
     return study
 
 
+def _loaded(text: str) -> Any:
+    """The value of a YAML text, whose size is looked at before anything is made of it.
+
+    Raises:
+        yaml.YAMLError, RecursionError, ValueError, and those of _BAD_SCALAR: it is none.
+    """
+    loader = _StrictLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if (size := _size(root, {})) > _MOST_VALUES:
+            raise ValueError(f"holds {size} values once its aliases are followed")
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """The values below a node and itself, counted anew wherever an alias stands for them.
+
+    Raises:
+        ValueError: an alias stands for what it is in.
+    """
+    if node not in known:
+        known[node] = 0  # under way
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        nodes = (n for item in below for n in (item if isinstance(item, tuple) else (item,)))
+        known[node] = 1 + sum(_size(n, known) for n in nodes)
+    if not known[node]:
+        raise ValueError("an alias stands for what it is in")
+    return known[node]
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated mapping key instead of keeping the last one."""
+    """SafeLoader that refuses a repeated mapping key instead of keeping the last one.
+
+    And text that no file can hold: `"\\ud800"`, half of a character.
+    """
+
+    def construct_scalar(self, node: yaml.Node) -> Any:
+        value = super().construct_scalar(node)
+        value.encode("utf-8")  # UnicodeEncodeError is a ValueError
+        return value
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if abs(value) >= 2**63:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a number has more than 63 bits", node.start_mark
+            )
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         merge = "tag:yaml.org,2002:merge"  # `<<: *anchor`, which the base class expands
         keys = [self.construct_object(k, deep=True) for k, _ in node.value if k.tag != merge]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} occurs twice", node.start_mark
-                )
+        seen: set[Any] = set()
+        for key in keys:
+            if isinstance(key, Hashable):  # else the base class refuses it
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} occurs twice", node.start_mark
+                    )
+                seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
 
 
 def _lookup(key: str, table: Mapping[str, Any], what: str, study: str) -> Any:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MACRO = "macro"
 #: The key of the untrained model's evaluation, and what stands for its arm; no arm has this name.
 BASELINE = "baseline"
+_MOST_CELLS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +47,41 @@ _REMEDIES = {
 
 def schema_problem(error: Mapping[str, Any]) -> Problem:
     path = ".".join(str(part) for part in error["loc"] if part != "[key]") or "file"
-    what = f"{error['msg']} (found {str(error['input'])[:80]!r})"
+    what = f"{error['msg']} (found {_shown(error['input'])})"
     remedy = _REMEDIES.get(error["type"], "Give a value of that kind.")
     if error["type"] == "string_pattern_mismatch":
+        found = _shown(error["input"])
         if error["ctx"]["pattern"] == r"^[0-9a-f]{40}$":
-            what = f"{error['input']!r} is not a full commit hash"
+            what = f"{found} is not a full commit hash"
             remedy = "Pin the revision to its full 40-character lower-case hex commit."
         elif error["ctx"]["pattern"] == r"^[0-9a-f]{64}$":
-            what = f"{error['input']!r} is no SHA-256"
+            what = f"{found} is no SHA-256"
             remedy = "Give the file's SHA-256 as 64 lower-case hex digits."
         elif error["ctx"]["pattern"].startswith("^[a-z]"):
-            what = f"{error['input']!r} cannot stand in a path or a partition key"
+            what = f"{found} cannot stand in a path or a partition key"
             remedy = "Use lower-case letters, digits and underscores, starting with a letter."
     return Problem(path, what, remedy)
 
 
+def _shown(value: Any) -> str:
+    """A value in a sentence: its first 80 characters, quoted."""
+    text = str(value)
+    return repr(text if len(text) <= 80 else f"{text[:79]}…")
+
+
 def inconsistencies(study: Study) -> Iterator[Problem]:
-    """What the schema alone cannot see: names that refer to nothing, repeats, missing parts."""
+    """What the schema alone cannot see: names that refer to nothing, repeats, missing parts.
+
+    A grid that is too large is the only problem told of a study: the others are looked for in it.
+    """
+    n_cells = len(study.arms) * len(study.sources) * len(study.seeds)
+    if n_cells > _MOST_CELLS:
+        yield Problem(
+            "arms",
+            f"× sources × seeds are {n_cells} cells",
+            f"Split the study: {_MOST_CELLS} are the most.",
+        )
+        return
     yield from _definition_problems(study)
     yield from _unknown(study.arms, {**ARMS, **study.define.arms}, "arms", "arm")
     yield from _unknown(

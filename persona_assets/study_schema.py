@@ -15,7 +15,8 @@ from pydantic import (
 
 #: What a path, a partition key and a contrast name can all bear: ``.`` joins the parts of a cell's
 #: key, ``-`` the two arms of a contrast.
-Key = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+KEY = r"^[a-z][a-z0-9_]{0,62}$"
+Key = Annotated[str, StringConstraints(pattern=KEY)]
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Origin = Literal["trained", "carry_over"]
 Axis = Literal["source_loss", "bystander_leakage"]

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from unicodedata import category
 
+import duckdb
+import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from persona_assets import environment
+from persona_assets import cli, environment
 from persona_assets.cli import main
+from persona_assets.reporting import queries
 from persona_assets.store import Ref, Store
 from persona_assets.study import parse_study
 from persona_assets_tests.conftest import PROJECT
+from persona_assets_tests.synthetic import bank, small_study
+from persona_assets_tests.synthetic import land as land_rows
 from persona_assets_tests.test_graph import MINI, land, land_everything
 
 CELL = "librarian.garbage_cot.42"
@@ -109,3 +115,72 @@ def test_the_interface_starts_on_loopback_with_its_pools_opened(store, tmp_path,
         *("--host", "127.0.0.1", "--port", "3999"),
     )
     assert (tmp_path / "dagster").is_dir()
+
+
+@pytest.mark.parametrize("name", ["../studies/mini", "/etc/hosts", "mini\0", "..", "", "m" * 70])
+def test_a_study_is_named_and_not_a_path(store, name):
+    for command in (("status",), ("run",), ("sql", "FROM study"), ("trace", "count/cells")):
+        done = invoke(command[0], f"--study={name}", *command[1:])
+        assert done.exit_code == 1
+        assert "is no study's name" in done.output
+
+
+@pytest.fixture(scope="module")
+def acting(tmp_path_factory):
+    """A warehouse of made-up rows, whose rationales act."""
+    folder = tmp_path_factory.mktemp("acting")
+    landed = land_rows(folder, small_study(), bank(12), rationale=f"{ACTS} (A)")
+    landed.build(folder / "made.duckdb")
+    return folder / "made.duckdb"
+
+
+@pytest.fixture
+def hostile(store, acting, monkeypatch):
+    """The mini study's store, with that warehouse."""
+    monkeypatch.setattr(cli, "_warehouse", lambda study: acting)
+
+
+ACTS = "\x1b[31mred\x1b]0;title\x07\x9b\u202e\u2066\x00\x7f\r"
+_SQL = (
+    "SELECT rationale FROM outcomes LIMIT 3",
+    "SELECT rationale::INT FROM outcomes",
+    "SELECT error(rationale) FROM outcomes",
+    f'SELECT 1 AS "{ACTS.replace(chr(0), "")}"',
+    f"SELECT {ACTS}",
+    "PIVOT (SELECT rationale AS r, 1 AS n FROM outcomes LIMIT 2) ON r USING sum(n)",
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("sql", query) for query in _SQL),
+        ("trace", "count/outcomes", "--rows"),
+        ("trace", "count/outcomes", "--rows", "--json"),
+        ("trace", f"no{ACTS}"),
+        ("status", "--why", f"no{ACTS}"),
+        ("run", "--cells", f"no{ACTS}"),
+        ("status", f"--study=no{ACTS}"),
+    ],
+)
+def test_nothing_printed_acts_on_a_terminal(hostile, arguments):
+    done = invoke(*arguments)
+    assert done.output.strip()
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    for character in done.output:
+        assert character in "\n" or character.isprintable() or category(character) == "Zs"
+
+
+def test_a_row_far_down_that_fails_is_told_in_a_sentence(hostile):
+    query = "SELECT (CASE WHEN i = 90 THEN 'x' ELSE '1' END)::INT FROM range(5000000) t(i)"
+    done = invoke("sql", query, "--limit", "1000000")
+    assert (done.exit_code, done.output.startswith("Error: Conversion Error: ")) == (1, True)
+
+
+def test_the_variables_of_the_command_are_no_tables(hostile):
+    frame = pl.DataFrame({"a": ["secret"]})  # DuckDB would find it by its name
+    with queries.open_warehouse(cli._warehouse("mini")) as db:
+        with pytest.raises(duckdb.CatalogException, match="frame"):
+            db.execute("FROM frame")
+        assert db.execute("SELECT current_setting('temp_directory')").fetchone() == ("",)
+    assert frame.height == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -98,6 +99,78 @@ def test_drafts_of_the_dead_are_removed_and_those_of_the_living_are_not(store):
 def test_an_empty_draft_does_not_land(store):
     with store.draft(REF) as draft, pytest.raises(StoreError, match="nothing was written"):
         store.land(REF, draft, provenance=MADE_BY)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", ".", "", "../other", "/etc", "a/b", "a\\b", "a\0", "~", " ", "é", "a\n", "a" * 201],
+)
+def test_a_name_that_leads_out_of_the_store_is_no_partition(store, name):
+    for ref in (Ref(name), Ref("training_dataset", name)):
+        for use in (store.folder, store.manifest, store.landed, store.frame, store.directory):
+            with pytest.raises(StoreError, match="is no partition"):
+                use(ref)
+        with pytest.raises(StoreError, match="is no partition"), store.draft(ref):
+            pass
+    assert list(store.root.parent.iterdir()) == []
+
+
+def test_a_link_does_not_land(store, tmp_path):
+    (tmp_path / "secret").write_text("elsewhere")
+    with store.draft(REF) as draft:
+        (draft / "rows.parquet").symlink_to(tmp_path / "secret")
+        with pytest.raises(StoreError, match=r"rows\.parquet is a symbolic link"):
+            store.land(REF, draft, provenance=MADE_BY)
+    assert store.manifest(REF) is None
+
+
+def test_a_link_in_a_landed_files_place_is_not_followed(store, tmp_path):
+    manifest = land(store, REF, 7)
+    path = store.path(REF, "rows.parquet")
+    path.rename(tmp_path / "elsewhere")  # of the very same content
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="is no file of its own"):
+        store.frame(REF)
+    path.unlink()
+    assert land(store, REF, 7).version == manifest.version
+    assert store.frame(REF)["value"].to_list() == [7]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda m: m["files"].update({"../../../secret": m["files"]["rows.parquet"]}),
+            "no part of",
+        ),
+        (lambda m: m["files"].update({"/secret": m["files"]["rows.parquet"]}), "no part of a path"),
+        (lambda m: m.update(version=".."), "no part of a path"),
+        (lambda m: m.update(version=7), "expected string"),
+        (lambda m: m["ref"].update(key="other"), "it is of training_dataset"),
+        (lambda m: m["files"]["rows.parquet"].update(bytes="9"), "no size and hash"),
+        (lambda m: m["files"]["rows.parquet"].pop("sha256"), "sha256"),
+        (lambda m: m.update(audits=[1]), "has no attribute"),
+        (lambda m: m["provenance"].update(inputs=[]), "no inputs"),
+    ],
+)
+def test_a_manifest_of_other_files_is_damaged(store, tmp_path, change, says):
+    land(store, REF, 7)
+    path = store.folder(REF) / "manifest.json"
+    (tmp_path / "study" / "secret").write_text("elsewhere")
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(StoreError, match="is damaged") as error:
+        store.directory(REF)
+    assert says in str(error.value)
+    assert (tmp_path / "study" / "secret").read_text() == "elsewhere"
+
+
+def test_a_manifest_of_endless_nesting_is_damaged(store):
+    land(store, REF, 7)
+    (store.folder(REF) / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(StoreError, match="is damaged"):
+        store.manifest(REF)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -408,6 +410,67 @@ def test_any_damaged_line_is_a_study_or_a_study_error(study_texts, data):
     lines = study_texts["mini"].splitlines()
     lines[data.draw(st.integers(0, len(lines) - 1))] = data.draw(st.text(max_size=40))
     assert is_study_or_study_error("\n".join(lines))
+
+
+def bomb(line: str, first: str) -> str:
+    """Nine levels, each of nine times the one before."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{i}: &a{i} " + line.format(",".join([f"*a{i - 1}"] * 9)) for i in range(1, 9)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (bomb("[{}]", "[x]"), "values once its aliases are followed"),
+        (bomb("{{<<: [{}], b: 1}}", "{c: 1}"), "values once its aliases are followed"),
+        ("\n".join(f"k{i}: 1" for i in range(9000)), "values once its aliases are followed"),
+        ("a: &a [*a]", "an alias stands for what it is in"),
+        ("&a {<<: *a}", "an alias stands for what it is in"),
+        ("a: !!int ''", "a value is not what its tag says"),
+        ("a: !!bool x", "a value is not what its tag says"),
+        ("a: !!timestamp x", "a value is not what its tag says"),
+        ("a: !!python/object/apply:os.system [exit]", "could not determine a constructor"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+        ("seed: 0x" + "f" * 4000, "a number has more than 63 bits"),
+        ("seed: 1" + ":59" * 3000, "a number has more than 63 bits"),
+        ('title: "\\ud800"', "surrogates not allowed"),
+        ("a: b\na: c", "the key 'a' occurs twice"),
+        ("? [a]\n: b", "unhashable key"),
+        ("#" * 200_001, "is longer than 200000 bytes"),
+    ],
+)
+def test_what_yaml_can_be_made_to_do_is_refused_at_once(text, says):
+    began = time.monotonic()
+    with pytest.raises(StudyError) as error:
+        parse_study(text)
+    assert says in str(error.value)
+    assert len(str(error.value)) < 5000
+    assert time.monotonic() - began < 5
+
+
+def test_a_grid_of_millions_is_refused_before_it_is_made(study_texts):
+    seeds = ", ".join(map(str, range(2000)))
+    text = study_texts["mini"].replace("seeds: [42, 137, 256]", f"seeds: [{seeds}]")
+    with pytest.raises(StudyError, match=r"arms: × sources × seeds are 56000 cells\. Split"):
+        parse_study(text)
+
+
+def test_an_error_names_twenty_fields_and_counts_the_others(study_texts):
+    text = study_texts["mini"] + "".join(f"x{i}: 1\n" for i in range(50))
+    with pytest.raises(StudyError) as error:
+        parse_study(text)
+    assert len(error.value.problems) == 50
+    assert str(error.value).count("\n") == 21
+    assert str(error.value).endswith("  and 30 more")
+
+
+def test_a_file_without_end_is_not_read_to_it(tmp_path):
+    path = tmp_path / "mini.yaml"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse: a terabyte of NUL
+    with pytest.raises(StudyError, match="is longer than 200000 bytes"):
+        load_study(path)
 
 
 def test_earlier_values_stand_beside_their_contrast(length_matched, mini):

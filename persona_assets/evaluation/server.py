@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -201,8 +202,8 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
                 self._respond(403, {"error": "this server answers no web pages"})
             elif work is None:
                 self._respond(404, {"error": f"there is no {self.path}"})
-            elif not length.isascii() or not length.isdigit() or int(length) > _LARGEST:
-                self._respond(413, {"error": f"Content-Length: found {length or 'none'}"})
+            elif not re.fullmatch("[0-9]{1,10}", length) or int(length) > _LARGEST:
+                self._respond(413, {"error": f"Content-Length: found {length[:20] or 'none'}"})
             elif self.headers.get("Content-Type") != "application/json":  # a web page's form, say
                 self._respond(415, {"error": "Content-Type: expected application/json"})
             else:
@@ -211,7 +212,7 @@ def _handler(server: EngineServer) -> type[BaseHTTPRequestHandler]:
         def _stream(self, work, raw: bytes) -> None:
             try:
                 body = json.loads(raw)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 self._respond(400, {"error": f"the request is no JSON: {error}"})
                 return
             if not isinstance(body, dict):

@@ -22,6 +22,9 @@ _FIRST_WAIT_SECONDS, _LAST_WAIT_SECONDS = 0.5, 8.0
 #: Shorter "keys" are the placeholders of local servers, and words of the replies may hold them.
 _MIN_SECRET_LENGTH = 8
 
+#: Bytes of a reply at the most, once they are unpacked.
+_LARGEST_REPLY = 4_000_000
+
 #: What became of a request that reached the endpoint and whose reply did not come back.
 Loss = Literal["timed_out", "dropped"]
 
@@ -97,19 +100,29 @@ class ChatClient:
                 sent.set()
 
         try:
-            async with asyncio.timeout(seconds):
-                response = await self._http.post(
-                    "chat/completions", json=request, extensions={"trace": trace}
-                )
+            async with (
+                asyncio.timeout(seconds),
+                self._http.stream(
+                    "POST", "chat/completions", json=request, extensions={"trace": trace}
+                ) as response,
+            ):
+                content = bytearray()
+                async for chunk in response.aiter_bytes(1 << 16):
+                    content += chunk
+                    if len(content) > _LARGEST_REPLY:
+                        break
         except TimeoutError:
             failure = self._timed_out(sent.is_set())
         except (httpx2.HTTPError, OSError) as error:
             failure = self._dropped(error) if sent.is_set() else self._unreachable(error)
         else:
-            body = self._redacted(response.content.decode("utf-8", "replace"))
-            if response.status_code == 200 and is_completion(body):
+            body = self._redacted(content.decode("utf-8", "replace"))
+            if len(content) > _LARGEST_REPLY:
+                failure = self._endless()
+            elif response.status_code == 200 and is_completion(body):
                 return body
-            failure = self._no_completion(response, body)
+            else:
+                failure = self._no_completion(response, body)
         raise failure  # out here, lest the library's error, with the key, go along as its context
 
     def _timed_out(self, sent: bool) -> ChatApiError:
@@ -124,6 +137,11 @@ class ChatClient:
             "the most that it can have cost.",
             loss="timed_out",
         )
+
+    def _endless(self) -> ChatApiError:
+        what = f"answered with more than {_LARGEST_REPLY} bytes, which is no rationale."
+        remedy = "The budget is charged with the most that can have cost. See rationales.base_url."
+        return self._error(what, remedy, loss="dropped")
 
     def _dropped(self, error: Exception) -> ChatApiError:
         what = f"hung up before it had answered ({self._redacted(repr(error))})."

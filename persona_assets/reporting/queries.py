@@ -19,10 +19,21 @@ Row = dict[str, Any]
 
 @contextmanager
 def open_warehouse(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection to a warehouse that can neither write nor read any other file."""
+    """A connection to a warehouse that can neither write nor read any other file.
+
+    Nor does it read the variables of the Python that calls it, fetch an extension, or keep beside
+    the warehouse what does not fit into memory.
+    """
     import duckdb
 
-    config = {"enable_external_access": False, "lock_configuration": True}
+    config = {
+        "enable_external_access": False,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "python_enable_replacements": False,
+        "temp_directory": "",
+        "lock_configuration": True,
+    }
     with duckdb.connect(str(path), read_only=True, config=config) as db:
         yield db
 

@@ -32,6 +32,7 @@ from persona_assets.reporting.conclusions import (
 )
 from persona_assets.reporting.diagnostic_numbers import STATUSES, STOP_REASONS
 from persona_assets.reporting.ledger import Ledger, UnknownNumber
+from persona_assets.reporting.policy import guarded
 from persona_assets.reporting.printed import (
     MARKED,
     Code,
@@ -147,7 +148,7 @@ def render_report(warehouse: Path, study: Study, figures: Mapping[str, bytes]) -
         page, text_page = (Page(ledger, alpha) for _ in range(2))
         html = _html_environment(figures, page, values).get_template("report.html.j2")
         text = _markdown_environment(text_page, values).get_template("report.md.j2")
-        return Report(html=html.render(context), marked_markdown=text.render(context))
+        return Report(html=guarded(html.render(context)), marked_markdown=text.render(context))
     except UnknownNumber as error:
         raise ReportError(
             f"{warehouse}, table numbers: {error} Materialize number_ledger and warehouse."

@@ -18,6 +18,7 @@ from persona_assets.freshness import Freshness, State
 from persona_assets.hashing import as_json, module_hashes, sha256_file
 from persona_assets.naming import listed
 from persona_assets.reporting import markdown, words
+from persona_assets.reporting.policy import guarded
 from persona_assets.stats.estimands import MACRO
 from persona_assets.stats.estimates import HEADLINE_SCHEME
 from persona_assets.store import Ref, StoreError
@@ -119,7 +120,9 @@ class SoFar:
         return {
             "code_version": "1",
             "settings": as_json(asdict(self)),
-            "sources": module_hashes("reporting.so_far", "reporting.words", "reporting.markdown")
+            "sources": module_hashes(
+                "reporting.so_far", "reporting.words", "reporting.markdown", "reporting.policy"
+            )
             | {name: sha256_file(folder / name) for name in _TEMPLATES},
             "upstream": {
                 row.key: row.version for row in (self.baseline, *self.cells) if row.version
@@ -201,7 +204,7 @@ def render_html(page: SoFar) -> str:
     def shown(value: Any) -> Any:
         return words.visible(value) if type(value) is str else value
 
-    return _render("so_far.html.j2", page, autoescape=True, finalize=shown)
+    return guarded(_render("so_far.html.j2", page, autoescape=True, finalize=shown))
 
 
 def render_markdown(page: SoFar) -> str:

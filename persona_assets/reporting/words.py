@@ -72,7 +72,7 @@ def text_table(
     and whatever acts on a terminal are shown, not obeyed.
     """
     lines = [
-        list(names),
+        [_terminal(name) for name in names],
         *(
             [_terminal(repr(v) if exact and isinstance(v, float) else table_value(v)) for v in row]
             for row in rows

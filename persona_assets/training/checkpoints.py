@@ -39,6 +39,10 @@ ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 MODEL_CONFIG = "config.json"
 #: Options of a model that ask for code of its own to be run.
 _CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
+#: No adapter is near these; what is beyond them is not worked with.
+_HIGHEST_RANK, _LARGEST_ALPHA, _MOST_TARGETS = 2**16, 1e9, 10_000
+#: A whole number larger than this is a model's option only if it is the base's.
+_LARGE = 2**20
 #: Options of an adapter that are used.
 _USED = {"peft_type", "r", "lora_alpha", "use_rslora", "target_modules"}
 #: Options that say where it comes from or how it was trained, and change nothing in use.
@@ -265,6 +269,7 @@ def check_model(folder: Path, base_folder: Path) -> int:
             pass differs from the base's; or a tensor is missing, unexpected, or of another shape.
     """
     refuse_pickles(folder)
+    _refuse_hostile(folder, base_folder)
     config, base = _geometry(folder), _geometry(base_folder)
     for field in sorted(config.keys() | base.keys()):
         if config.get(field) != base.get(field):
@@ -289,18 +294,48 @@ def matrix_shapes(base_folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def _geometry(folder: Path) -> dict[str, Any]:
-    """A model's options with their defaults filled in, but for those in ``_NOT_GEOMETRY``."""
-    from transformers import AutoConfig
+def _refuse_hostile(folder: Path, base_folder: Path) -> None:
+    """See that a configuration can be handed to transformers, which makes lists as long as it says.
 
+    Raises:
+        CheckpointError: it asks for code to be run, is of another kind of model, or holds a huge
+            number that the base has not.
+    """
     path = folder / MODEL_CONFIG
-    stated = read_json(path)
+    stated, base = read_json(path), read_json(base_folder / MODEL_CONFIG)
     for field in _CODE:
         if stated.get(field):
             raise CheckpointError(
                 f"{path}: {field}: found {str(stated[field])[:80]}, which asks for code to be run: "
                 "use a checkpoint of an architecture that transformers has"
             )
+    kind = stated.get("model_type")
+    if kind != base.get("model_type"):
+        raise CheckpointError(
+            f"{path}: model_type: found {str(kind)[:80]}, expected {base.get('model_type')}, as in "
+            "the base model"
+        )
+    for field, value in stated.items():
+        if base.get(field) != value and (large := _largest(value)) > _LARGE:
+            raise CheckpointError(
+                f"{path}: {field[:80]}: found {str(large)[:20]}, expected "
+                f"{str(base.get(field, 'none'))[:80]}, as in the base model"
+            )
+
+
+def _largest(value: Any) -> int:
+    """The largest whole number in a JSON value, by size; 0 if there is none."""
+    if isinstance(value, dict | list):
+        below = value.values() if isinstance(value, dict) else value
+        return max(map(_largest, below), default=0)
+    return abs(value) if type(value) is int else 0
+
+
+def _geometry(folder: Path) -> dict[str, Any]:
+    """A model's options with their defaults filled in, but for those in ``_NOT_GEOMETRY``."""
+    from transformers import AutoConfig
+
+    path = folder / MODEL_CONFIG
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except Exception as error:  # each option of a foreign file has its own ways to be wrong
@@ -330,12 +365,16 @@ def _read_lora(path: Path) -> _Lora:
     if config.get("peft_type") != "LORA":
         refuse("peft_type", "LORA")
     rank, alpha, targets = (config.get(f) for f in ("r", "lora_alpha", "target_modules"))
-    if type(rank) is not int or rank < 1:
-        refuse("r", "a rank of at least 1")
-    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
-        refuse("lora_alpha", "a finite number above 0")
-    if not isinstance(targets, list) or not targets or not all(type(t) is str for t in targets):
-        refuse("target_modules", "a list of module names")
+    if type(rank) is not int or not 1 <= rank <= _HIGHEST_RANK:
+        refuse("r", f"a rank of 1 to {_HIGHEST_RANK}")
+    if type(alpha) not in (int, float) or not 0 < alpha < _LARGEST_ALPHA:
+        refuse("lora_alpha", f"a number above 0 and below {_LARGEST_ALPHA:g}")
+    if (
+        not isinstance(targets, list)
+        or not 1 <= len(targets) <= _MOST_TARGETS
+        or not all(type(t) is str for t in targets)
+    ):
+        refuse("target_modules", f"a list of 1 to {_MOST_TARGETS} module names")
     rslora = config.get("use_rslora", False)
     if type(rslora) is not bool:
         refuse("use_rslora", "true or false")

@@ -14,6 +14,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 #: Largest header or configuration read, in bytes; an adapter of a 7B model needs about 0.1 MB.
 MAX_JSON = 10_000_000
+#: Dimensions of a tensor, and its extent along each, at the most: a product of them stays small.
+_MOST_DIMENSIONS, _LONGEST = 8, 2**40
 #: A whole model's weights: one file, or several with an index that says what is where.
 MODEL_WEIGHTS, MODEL_INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -159,7 +161,9 @@ def refuse_other_tensors(
 def _tensor(path: Path, name: str, entry: Any) -> Tensor:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(a), int(b)]} if (
-            dtype in _DTYPE_BYTES and all(type(n) is int and n >= 0 for n in shape)
+            dtype in _DTYPE_BYTES
+            and len(shape) <= _MOST_DIMENSIONS
+            and all(type(n) is int and 0 <= n <= _LONGEST for n in shape)
         ):
             return Tensor(dtype, tuple(shape), (a, b))
     raise CheckpointError(
@@ -169,12 +173,25 @@ def _tensor(path: Path, name: str, entry: Any) -> Tensor:
 
 def _json_object(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        # UTF-8 alone, and a name once: the libraries that load the file read it so
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is damaged ({error}): fetch or train it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds no JSON object: fetch or train it again")
     return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for ``json.loads``.
+
+    Raises:
+        ValueError: a key occurs twice in it.
+    """
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise ValueError("a key occurs twice in one object")
+    return mapping
 
 
 def _is_plain_name(name: Any) -> bool:

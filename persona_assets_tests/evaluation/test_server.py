@@ -211,6 +211,7 @@ def meant_for(url: str, **more: object) -> bytes:
         ({"Content-Type": "text/plain"}, b"{}", 415),
         ({"Content-Type": "application/json"}, b"[]", 400),
         ({"Content-Type": "application/json"}, b"{", 400),
+        ({"Content-Type": "application/json"}, b"[" * 100_000, 400),
         ({"Content-Type": "application/json"}, b"{}", 409),
         ({"Content-Type": "application/json", "Origin": "http://example.org"}, b"{}", 403),
         ({"Content-Type": "application/json", "Host": "example.org:3001"}, b"{}", 403),
@@ -261,6 +262,25 @@ def test_something_else_at_the_address_is_told_from_an_engine_server():
         with pytest.raises(NoEngine, match="no engine server"):
             RemoteHost(f"http://127.0.0.1:{other.server_address[1]}", IDENTITY)
         thread.join()
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "+1", "1_0", "", "²"])
+def test_a_length_that_is_none_is_refused(remote, length):
+    address = remote._url.removeprefix("http://")
+    host, port = address.split(":")
+    request = f"POST /answers HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(request.encode())
+        assert b" 413 " in client.recv(1 << 16)
+
+
+def test_a_page_that_goes_by_another_name_reads_nothing(remote):
+    """DNS rebinding: a browser takes the page's own name for this server."""
+    port = remote._url.rpartition(":")[2]
+    for host, status in (("evil.example", 403), ("localhost", 200), ("127.0.0.1", 200)):
+        answer = httpx2.get(f"{remote._url}/engine", headers={"Host": f"{host}:{port}"})
+        assert answer.status_code == status
+        assert ("fingerprint" in answer.text) == (status == 200)
 
 
 class Slow(TransformersHost):

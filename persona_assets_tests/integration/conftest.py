@@ -20,6 +20,12 @@ from persona_assets.study import Study, load_study
 from persona_assets_tests.conftest import PROJECT
 from persona_assets_tests.integration.webserver import Webserver
 
+#: Secrets that the environment of the run holds: nothing that it makes or says may hold any.
+CANARIES = {
+    name: f"canary-{name.lower()}-5e1f0c9a77"
+    for name in ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")
+}
+
 #: From mini.yaml: two sources, one seed, few questions and resamples. 12 cells.
 _EDITS = (
     ("name: mini", "name: tiny"),
@@ -63,11 +69,13 @@ class Project:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "persona_assets", *arguments]
 
-    def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """``persona-assets …`` in a process of its own."""
+    def run(
+        self, *arguments: str, cwd: Path | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """``persona-assets …`` in a process of its own, with more ``variables`` set."""
         return subprocess.run(
             self.command(*arguments),
-            env=self.environment,
+            env=self.environment | variables,
             cwd=cwd or self.data,
             capture_output=True,
             text=True,
@@ -119,9 +127,10 @@ def project(tmp_path_factory) -> Project:
 def _make(project: Project) -> None:
     (project.data / "studies").mkdir(parents=True)
     (project.data / "studies" / "tiny.yaml").write_text(tiny_study_text(), "utf-8")
-    done = project.run("run", "--study", "tiny", "--workers", "2")
+    done = project.run("run", "--study", "tiny", "--workers", "2", **CANARIES)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed" not in done.stdout
+    (project.data / "run.log").write_text(done.stdout + done.stderr, "utf-8")
 
 
 @pytest.fixture

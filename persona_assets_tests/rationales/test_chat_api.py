@@ -506,6 +506,15 @@ def test_an_endpoint_that_asks_for_no_key_gets_none(
         assert [a.authorization for a in server.arrivals] == [None]
 
 
+def test_a_reply_without_end_is_broken_off_and_booked(replies: Replies):
+    with chat_server(lambda _: Step(body=" " * 4_100_000)) as server:
+        writer = ChatApiWriter(settings(server.url, concurrency=1), replies, "mini")
+        with pytest.raises(ChatApiError, match="answered with more than 4000000 bytes"):
+            writer.write(requests(1))
+        assert len(server.arrivals) == 1
+    assert replies.booked_usd("mini") > 0
+
+
 def test_the_key_is_nowhere_but_in_the_header(
     replies: Replies, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -143,10 +144,13 @@ def test_the_hash_covers_both_files(adapter):
     [
         ({"peft_type": "IA3"}, "peft_type: found IA3, expected LORA"),
         ({"r": "4"}, "r: found 4, expected a rank"),
+        ({"r": 10**400}, "r: found 1000"),
+        ({"lora_alpha": 10**400}, "lora_alpha: found 1000"),
+        ({"target_modules": ["q_proj"] * 10_001}, "target_modules: found ['q_proj', "),
         ({"r": True}, "r: found True, expected a rank"),
-        ({"lora_alpha": None}, "lora_alpha: found None, expected a finite number"),
-        ({"lora_alpha": 0}, "lora_alpha: found 0, expected a finite number above 0"),
-        ({"lora_alpha": -8}, "lora_alpha: found -8, expected a finite number above 0"),
+        ({"lora_alpha": None}, "lora_alpha: found None, expected a number above"),
+        ({"lora_alpha": 0}, "lora_alpha: found 0, expected a number above 0 and below"),
+        ({"lora_alpha": -8}, "lora_alpha: found -8, expected a number above 0 and below"),
         ({"use_rslora": "yes"}, "use_rslora: found yes, expected true or false"),
         ({"task_type": "SEQ_CLS"}, "task_type: found SEQ_CLS, expected CAUSAL_LM"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights: found pissa, expected True, as in"),
@@ -160,7 +164,7 @@ def test_the_hash_covers_both_files(adapter):
         ({"auto_map": {"AutoModel": "x.X"}}, "auto_map: found {'AutoModel': 'x.X'}, expected None"),
         ({"trust_remote_code": True}, "trust_remote_code: found True, expected None"),
         ({"option_of_a_later_version": 1}, "option_of_a_later_version: found 1, expected None"),
-        ({"lora_alpha": float("nan")}, "lora_alpha: found nan, expected a finite number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha: found nan, expected a number above"),
         ({"target_modules": "all-linear"}, "target_modules: found all-linear, expected a list"),
         ({"use_dora": True}, "use_dora: found True, expected False, as in plain LoRA"),
         ({"bias": "all"}, "bias: found all, expected none"),
@@ -212,6 +216,42 @@ def test_cut_off_and_padded_files_are_refused(adapter):
         path.write_bytes(spoiled)
         with pytest.raises(CheckpointError, match="fetch or train it again"):
             check_adapter(adapter, linear_shapes(small.model()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "span"),
+    [
+        ([2**41], [0, 2**43]),
+        ([1] * 9, [0, 4]),
+        ([10**4000] * 2000, [0, 0]),  # whose product takes minutes
+        ([-1], [0, 0]),
+        ([4], [4, 20]),
+        ([2], [0, 9]),
+    ],
+)
+def test_a_tensor_that_cannot_be_is_refused_at_once(tmp_path, shape, span):
+    path = tmp_path / "x.safetensors"
+    head = json.dumps({"t": {"dtype": "F32", "shape": shape, "data_offsets": span}}).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(16))
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="tensor t: "):
+        read_header(path)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'{"__metadata__": {}, "__metadata__": {}}',
+        '{"__metadata__": {}}'.encode("utf-16"),
+        b'{"a": ' + b"[" * 100_000,
+    ],
+)
+def test_a_header_that_libraries_read_otherwise_is_refused(tmp_path, head):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(head)) + head)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_header(path)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -296,10 +336,13 @@ def rewrite_json(path: Path, **changes) -> None:
         ({"hidden_act": "relu"}, "hidden_act: found relu, expected silu"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "rope_parameters"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"model_type": "llama"}, "expected"),
+        ({"model_type": "llama"}, "model_type: found llama, expected qwen2, as in the base model"),
         ({"auto_map": {"AutoModel": "x.X"}}, "auto_map: found {'AutoModel': 'x.X'}, which asks"),
         ({"trust_remote_code": True}, "trust_remote_code: found True, which asks for code"),
-        ({"model_type": "nowhere"}, "is no model's configuration (ValueError"),
+        ({"num_hidden_layers": "many"}, "is no model's configuration ("),
+        ({"num_hidden_layers": 10**11}, "num_hidden_layers: found 100000000000, expected 2, as"),
+        ({"num_labels": 10**10}, "num_labels: found 10000000000, expected none, as"),
+        ({"x": {"y": [1, -(10**30)]}}, "x: found 10000000000000000000, expected none"),
         (
             {"model_type": "x", "auto_map": {"AutoConfig": "configuration.X"}},
             "auto_map: found {'AutoConfig': 'configuration.X'}, which asks for code to be run",

@@ -1,0 +1,143 @@
+"""Feeds bad input to everything that reads any, and counts what it makes of it.
+
+    python -m persona_assets_tests.reliability.fuzz --inputs 1000000 --seed 7
+
+Whatever is read or refused with the documented error passes. Counted as faults: any other
+exception, an input that takes longer than :data:`SECONDS`, a process that dies, a path that leaves
+the store, a file written or read through SQL. Prints the rows for ``docs/reliability.md``.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from persona_assets_tests.reliability.readers import READERS, Escape, Use
+
+#: An input that takes longer than this hangs.
+SECONDS = 20.0
+#: Inputs that one process is given at a time.
+_CHUNK = 10_000
+
+
+class Hang(BaseException):
+    """An input took too long. No reader can take it for an error of its own."""
+
+
+@dataclass
+class Tally:
+    """What became of a reader's inputs; ``faults`` holds the first few, in words."""
+
+    taken: int = 0
+    refused: int = 0
+    n_faults: int = 0
+    slowest: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def tried(self) -> int:
+        return self.taken + self.refused + self.n_faults
+
+    def add(self, other: Tally) -> None:
+        self.taken += other.taken
+        self.refused += other.refused
+        self.n_faults += other.n_faults
+        self.slowest = max(self.slowest, other.slowest)
+        self.faults = [*self.faults, *other.faults][:5]
+
+
+def fuzz(name: str, n: int, seed: int) -> Tally:
+    """Give a reader ``n`` inputs, the same ones for the same seed."""
+    tally, rng = Tally(), random.Random(f"{name}/{seed}")
+    previous = signal.signal(signal.SIGALRM, _too_long)
+    try:
+        with tempfile.TemporaryDirectory() as folder, READERS[name].opened(Path(folder)) as use:
+            for _ in range(n):
+                _one(use, rng, tally, f"seed {seed}")
+    except Escape as error:
+        tally.n_faults += 1
+        tally.faults.append(str(error))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    return tally
+
+
+def _in_a_process(job: tuple[str, int, int]) -> Tally:
+    """:func:`fuzz` in a process of its own, whose death is a fault too."""
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return pool.submit(fuzz, *job).result()
+        except BrokenProcessPool:
+            return Tally(n_faults=1, faults=[f"seed {job[2]}: the process died"])
+
+
+def _one(use: Use, rng: random.Random, tally: Tally, where: str) -> None:
+    state = random.Random(rng.getrandbits(64))
+    began = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        taken = use(state)
+    except (Exception, Hang) as error:  # the fault that is looked for
+        tally.n_faults += 1
+        said = f"{type(error).__name__}: {error}"
+        tally.faults = [*tally.faults, f"{where}, input {tally.tried - 1}: {said[:300]}"][:5]
+    else:
+        tally.taken += taken
+        tally.refused += not taken
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    tally.slowest = max(tally.slowest, time.monotonic() - began)
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise Hang(f"longer than {SECONDS:g} s")
+
+
+@click.command()
+@click.option("--inputs", "n", type=click.IntRange(1), default=1_000_000, show_default=True)
+@click.option("--seed", default=7, show_default=True)
+@click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True)
+@click.option("--only", type=click.Choice(list(READERS)), multiple=True)
+def main(n: int, seed: int, processes: int, only: tuple[str, ...]) -> None:
+    """Fuzz every reader, and print what became of it."""
+    shares = {name: READERS[name].share for name in only or READERS}
+    total = sum(shares.values())
+    jobs = []
+    for name, share in shares.items():
+        left = -(-n * share // total)
+        for chunk, start in enumerate(range(0, left, _CHUNK)):
+            jobs.append((name, min(_CHUNK, left - start), seed * 100_000 + chunk))
+    tallies = {name: Tally() for name in shares}
+    with ThreadPoolExecutor(processes) as threads:
+        for (name, *_), tally in zip(jobs, threads.map(_in_a_process, jobs), strict=True):
+            tallies[name].add(tally)
+    print("| given | inputs | read | refused | faults | slowest |")
+    print("|---|---|---|---|---|---|")
+    for name, tally in tallies.items():
+        print(
+            f"| {READERS[name].what} | {tally.tried} | {tally.taken} | {tally.refused} "
+            f"| {tally.n_faults} | {tally.slowest:.2f} s |"
+        )
+    print(
+        f"| all | {sum(t.tried for t in tallies.values())} | | | "
+        f"{sum(t.n_faults for t in tallies.values())} | |"
+    )
+    for name, tally in tallies.items():
+        for fault in tally.faults:
+            print(f"{name}: {fault}", file=sys.stderr)
+    sys.exit(any(tally.n_faults for tally in tallies.values()))
+
+
+if __name__ == "__main__":
+    main()
