@@ -367,7 +367,7 @@ def test_a_cells_adapter_does_not_depend_on_the_cells_before_it(mini, tmp_path, 
     first = trained("first")
     assert torch.equal(model(asked).logits, answer)
     assert trained("other seed", 137) != first
-    with checkpoints.attached(model, tmp_path / "other seed"):
+    with checkpoints.beside(model, tmp_path / "other seed"):
         assert not torch.equal(model(asked).logits, answer)
     assert trained("evaluated in between") == first
     with monkeypatch.context() as patch:
