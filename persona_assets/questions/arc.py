@@ -146,7 +146,8 @@ def _parquet_values(path: Path, content: bytes) -> list[dict[str, Any]]:
         for i, (name, kind) in enumerate(kinds.items()):
             if kind != "VARCHAR" and any(type(row[i]) is str for row in values):
                 raise ValueError(f"{name} holds a {kind} beyond what Python has")
-    except (duckdb.Error, ValueError, OverflowError) as error:
+    except (duckdb.Error, RuntimeError, ValueError, OverflowError) as error:
+        # RuntimeError: a message of DuckDB's that quotes damaged bytes is no text
         what = str(error).replace(copy.name, path.name)
         raise ArcError(
             f"{path}: is no Parquet file that can be read ({what}). Fetch it again."

@@ -15,7 +15,7 @@ from persona_assets_tests.reliability import inputs
 from persona_assets_tests.reliability.fuzz import Tally, fuzz
 from persona_assets_tests.reliability.readers import READERS, Escape, Reader
 
-SAMPLE = {"study files": 150, "ARC Parquet": 60, "SQL": 150, "number ids": 10, "adapters": 60}
+SAMPLE = {"study files": 150, "ARC Parquet": 250, "SQL": 150, "number ids": 10, "adapters": 60}
 
 
 @pytest.mark.parametrize("name", READERS)
