@@ -359,7 +359,7 @@ def _cell(args: argparse.Namespace, load: Workload, serving: str, host: Any) -> 
 
 def two_pass(args: argparse.Namespace, load: Workload) -> None:
     """The earlier scripts' way, on vLLM's defaults: generate everything, then read everything."""
-    from persona_assets.evaluation.engines.vllm import ENVIRONMENT
+    from persona_assets.evaluation.engines.vllm_launch import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     start = time.perf_counter()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -220,6 +221,8 @@ def serve(study: str, port: int) -> None:
             )
     folders = (store.directory(Ref("base_model")), store.directory(Ref("tokenizer")))
     try:
+        with socket.create_server(("127.0.0.1", port)):
+            pass  # taken? said before the engine's start, which takes minutes
         host = local_vllm(loaded, *folders)
         server = EngineServer(host, identity(loaded, *folders), environment.store_dir(), port)
     except (NoEngine, NoFreeGpu, OSError) as error:

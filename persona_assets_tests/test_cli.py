@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 from unicodedata import category
 
@@ -40,6 +41,28 @@ def store(tmp_path, monkeypatch) -> Store:
 
 def invoke(*arguments: str):
     return CliRunner().invoke(main, arguments)
+
+
+def test_what_cannot_be_served_is_said_before_an_engine_is_started(store, tmp_path, monkeypatch):
+    def started(*_):
+        raise AssertionError("the engine was started")
+
+    monkeypatch.setattr("persona_assets.evaluation.hosts.local_vllm", started)
+    refused = invoke("serve")
+    assert refused.exit_code == 1
+    assert "evaluation.engine is transformers, whose runs ask no server" in refused.output
+    study = tmp_path / "studies" / "mini.yaml"
+    study.write_text(
+        study.read_text("utf-8").replace("engine: transformers", "engine: vllm_server")
+    )
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = invoke("serve", "--port", str(other.getsockname()[1]))
+    assert taken.exit_code == 1
+    assert "in use" in taken.output
+    (store.folder(Ref("base_model")) / "manifest.json").unlink()
+    missing = invoke("serve")
+    assert missing.exit_code == 1
+    assert "run --study mini --up-to base_model" in missing.output
 
 
 def test_why_names_the_changed_input_of_each_stage(store, tmp_path):

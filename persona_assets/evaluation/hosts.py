@@ -85,7 +85,8 @@ class FirstReadings:
 #: The sources that an answer depends on, where another process may run an older version of them.
 _CODE = (
     *("chat", "evaluation.protocol", "evaluation.scaffolds", "evaluation.server"),
-    *("evaluation.engines.vllm", "evaluation.engines.vllm_worker", "evaluation.engines.wire"),
+    *("evaluation.engines.vllm", "evaluation.engines.vllm_launch"),
+    *("evaluation.engines.vllm_worker", "evaluation.engines.wire"),
     "training.checkpoints",
 )
 

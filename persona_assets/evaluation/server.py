@@ -2,7 +2,7 @@
 
     GET  /engine   what is served: the host's identity and its engine's fingerprint
     POST /answers  {"checkpoint": {"folder", "sha256"} or null, "groups": […]}  →  one answer a line
-    POST /probe    {"prompts": […]}  →  the host's reading of its base
+    POST /probe    {"prompts": […], "first": …}  →  the host's reading of its base, now or at first
 
 One request is worked on at a time, the others wait in order: answers under two checkpoints never
 share a batch. A response's last line is ``{"end": true}``, or ``{"error": …, "kind": …}``; empty
@@ -38,6 +38,8 @@ _LARGEST = 2**30
 _AHEAD = 1000
 #: Seconds that a client may take to send or to read the next bytes.
 _PATIENCE = 60.0
+#: What a request's own faults raise while it is read.
+_NO_REQUEST = (KeyError, TypeError, AttributeError, OSError)
 
 
 class EngineServer:
@@ -90,11 +92,15 @@ class EngineServer:
         """What POST /answers responds with, line by line; for the engine's thread.
 
         Raises:
-            ValueError: the checkpoint lies outside the store, or is not the one that was meant.
+            ValueError: a field is missing or of another kind; the checkpoint cannot be read, lies
+                outside the store, or is not the one that was meant.
         """
-        checkpoint = body["checkpoint"]
-        folder = self._checked(**checkpoint) if checkpoint else None
-        groups = [unpack_group(group) for group in body["groups"]]
+        try:
+            checkpoint = body["checkpoint"]
+            folder = self._checked(**checkpoint) if checkpoint else None
+            groups = [unpack_group(group) for group in body["groups"]]
+        except _NO_REQUEST as error:  # told to the client; the engine has nothing to do with it
+            raise ValueError(f"the request cannot be served ({error!r})") from error
         with self._host.serving(folder) as engine:
             for answer in engine.answer(groups):
                 if gone.is_set() or self._stopping.is_set():
@@ -104,9 +110,16 @@ class EngineServer:
             raise RuntimeError("the base is no longer what was loaded: the server ends")
 
     def probe(self, body: dict[str, Any], gone: threading.Event) -> Iterator[dict[str, Any]]:
-        """What POST /probe responds with; for the engine's thread."""
-        ask = self._host.first_reading if body["first"] else self._host.probe
-        yield {"probe": ask(body["prompts"]).tolist()}
+        """What POST /probe responds with; for the engine's thread.
+
+        Raises:
+            ValueError: a field is missing or of another kind.
+        """
+        prompts = body.get("prompts")
+        if type(prompts) is not list or not all(type(prompt) is str for prompt in prompts):
+            raise ValueError("prompts: expected a list of texts")
+        ask = self._host.first_reading if body.get("first") else self._host.probe
+        yield {"probe": ask(prompts).tolist()}
 
     def lines(
         self, work: Callable[[dict, threading.Event], Iterator[dict]], body: dict[str, Any]

@@ -224,6 +224,23 @@ def test_what_is_no_request_is_refused(remote, headers, content, status):
     assert httpx2.get(f"{remote._url}/engine", headers={"Origin": "null"}).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/answers", {}),
+        ("/answers", {"checkpoint": "adapter", "groups": []}),
+        ("/answers", {"checkpoint": None, "groups": [{"persona": "villain"}]}),
+        ("/answers", {"checkpoint": None, "groups": [7]}),
+        ("/probe", {"prompts": "a"}),
+        ("/probe", {"prompts": [7]}),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_its_clients_error_and_no_engines(remote, path, body):
+    with pytest.raises(ValueError, match=r"request cannot be served|expected a list of texts"):
+        list(remote.ask(path, body))
+    assert len(remote.probe(["a"])) == 1
+
+
 def test_no_request_hides_in_anothers_body(remote):
     """A web page may send text; what it sends must not be read as a request of its own."""
     hidden = b"GET /engine HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\n"

@@ -21,7 +21,14 @@ from typing import Any, Literal
 import numpy as np
 
 from persona_assets.chat import encode
-from persona_assets.evaluation.engines.vllm_worker import STARTER, ResidentModel
+from persona_assets.evaluation.engines.vllm_launch import (
+    ENVIRONMENT,
+    environment,
+    reserved,
+    start,
+    vllm_version,
+)
+from persona_assets.evaluation.engines.vllm_worker import STARTER
 from persona_assets.evaluation.hosts import FirstReadings
 from persona_assets.evaluation.protocol import (
     Answer,
@@ -54,26 +61,12 @@ _PROMPT_TOKENS = 2048
 #: Tokens kept free for the scaffold's end and for a rationale that is encoded otherwise than it
 #: was written.
 _SPARE_TOKENS = 64
-#: The ranks that vLLM reserves adapters' memory for.
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 #: Tokens whose log-probabilities a probe reads; vLLM gives at most 128.
 _PROBED = 128
 #: Requests that a GPU decodes together: memory for their caches is there for a 7B model in 80 GB.
 _MAX_REQUESTS = 2048
 #: Seconds within which what was aborted must have left the engine.
 _DRAIN = 60.0
-
-#: What vLLM and its processes are started with.
-ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    # Forking a process that has threads may leave a lock held for ever.
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
-    # GiB; read on a CPU only.
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-}
 
 
 class VllmHost:
@@ -125,19 +118,19 @@ class VllmHost:
         self._serves, self._first_readings = False, FirstReadings()
         self.request_ids = map(str, itertools.count())
         quiet = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")}
-        with _environment(**ENVIRONMENT, **quiet, **{STARTER: str(os.getpid())}):
-            self._llm = _start(
+        with environment(**ENVIRONMENT, **quiet, **{STARTER: str(os.getpid())}):
+            self._llm = start(
                 model=str(base),
                 tokenizer=str(tokenizer),
                 dtype=dtype,
                 max_model_len=self.max_tokens,
                 max_num_seqs=min(_MAX_REQUESTS, 4 * batch_size),
-                lora_rank=_reserved(max_rank) if serving == "adapter" else None,
+                lora_rank=reserved(max_rank) if serving == "adapter" else None,
             )
         self.core = self._llm.llm_engine
         self.fingerprint = {
             "engine": "vllm",
-            "vllm": _vllm_version(),
+            "vllm": vllm_version(),
             **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
             **self.core.collective_rpc("describe_model")[0],
             "serving": serving,
@@ -457,72 +450,3 @@ def _answer(job: _Job, logprobs: Mapping[int, Any], letter_ids: Mapping[str, int
 
 def _place(job: _Job) -> str:
     return f"{job.group.persona}/{job.scaffold.name}/{job.group.question.id}"
-
-
-def _start(
-    *,
-    model: str,
-    tokenizer: str,
-    dtype: str,
-    max_model_len: int,
-    max_num_seqs: int,
-    lora_rank: int | None,
-) -> Any:
-    """vLLM with the model loaded."""
-    from vllm import LLM
-    from vllm.platforms import current_platform
-
-    device: dict[str, Any]
-    if current_platform.is_cpu():
-        # Blocks of 128, the default, hold none of a short prompt: nothing would be shared.
-        device = {"enforce_eager": True, "block_size": 32}
-    else:
-        device = {"compilation_config": {"cudagraph_capture_sizes": _graph_sizes(max_num_seqs)}}
-    lora = {"enable_lora": True, "max_lora_rank": lora_rank, "max_loras": 1} if lora_rank else {}
-    return LLM(
-        model=model,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        enable_prefix_caching=True,
-        disable_log_stats=True,
-        seed=0,
-        generation_config="vllm",
-        hf_overrides={"head_dtype": "float32"},
-        worker_extension_cls=f"{ResidentModel.__module__}.{ResidentModel.__qualname__}",
-        **device,
-        **lora,
-    )
-
-
-def _graph_sizes(max_num_seqs: int) -> list[int]:
-    """Batches, in tokens, that a CUDA graph is captured for: decoding, and mixed with prompts."""
-    sizes = [1, 2, 4, 8, 16, 32, 64, 96, 128, 192, *range(256, 2049, 128), *range(2304, 6145, 256)]
-    return [size for size in sizes if size <= 3 * max_num_seqs]
-
-
-def _reserved(rank: int) -> int:
-    """The smallest rank that vLLM reserves memory for and that ``rank`` fits into."""
-    return next((known for known in _RANKS if known >= rank), rank)
-
-
-def _vllm_version() -> str:
-    import vllm
-
-    return vllm.__version__
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables set meanwhile, for the process that is started in it too."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
