@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from itertools import repeat
 
 import httpx2
 import numpy as np
@@ -18,10 +19,9 @@ from polars.testing import assert_frame_equal
 from persona_assets.chat import chat_prompt
 from persona_assets.evaluation.engines.remote import RemoteHost
 from persona_assets.evaluation.engines.transformers import TransformersHost
-from persona_assets.evaluation.engines.wire import pack_group
 from persona_assets.evaluation.hosts import NoEngine
 from persona_assets.evaluation.probe import probe_prompts
-from persona_assets.evaluation.protocol import PromptGroup, evaluate
+from persona_assets.evaluation.protocol import Answer, PromptGroup, evaluate
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.evaluation.server import EngineServer
 from persona_assets.residency import release, resident_model
@@ -201,7 +201,7 @@ def test_a_checkpoint_that_does_not_fit_is_the_clients_error_and_the_server_goes
     assert_frame_equal(measure(remote), measure(host(store)))
 
 
-def meant_for(url: str, **more: object) -> bytes:
+def meant_for(**more: object) -> bytes:
     return json.dumps({"identity": json.loads(json.dumps(IDENTITY)), **more}).encode()
 
 
@@ -348,21 +348,43 @@ def test_a_client_that_goes_away_ends_its_request(store):
         assert slow.given < len(ASKED) * len(SCAFFOLDS)
 
 
-def test_a_client_that_reads_nothing_blocks_neither_the_others_nor_the_end(store, monkeypatch):
+class Endless(TransformersHost):
+    """A host whose engine never stops answering, at such length that no buffer holds it."""
+
+    def __init__(self, store):
+        self.__dict__ |= vars(host(store))
+
+    @contextmanager
+    def serving(self, checkpoint):
+        with super().serving(checkpoint) as engine:
+
+            class Engine:
+                fingerprint = engine.fingerprint
+
+                def answer(self, groups):
+                    yield from repeat(Answer("a", "b", "c", "x" * 10**6, 1, None, {"A": 0.0}, "d"))
+
+            yield Engine()
+
+
+def test_a_client_that_reads_nothing_does_not_block_the_others(store, monkeypatch):
     monkeypatch.setattr("persona_assets.evaluation.server._PATIENCE", 1.0)
-    monkeypatch.setattr("persona_assets.evaluation.server._AHEAD", 2)
-    packed = [pack_group(group) for group in groups()] * 40
-    with serving(store) as url:
+    with serving(store, Endless(store)) as url, socket.socket() as raw:
         port = int(url.rpartition(":")[2])
-        body = meant_for(url, checkpoint=None, groups=packed)
-        with socket.socket() as raw:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            raw.connect(("127.0.0.1", port))
-            head = f"POST /answers HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            raw.sendall(head.encode() + body)
-            raw.recv(10)  # it has begun; and nothing more is read
-            assert len(RemoteHost(url, IDENTITY).probe(["a"])) == 1
+        body = meant_for(checkpoint=None, groups=[])
+        raw.connect(("127.0.0.1", port))
+        head = f"POST /answers HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        raw.sendall(head.encode() + body)
+        raw.recv(10)  # it has begun; and nothing more is read
+        served = []
+        other = threading.Thread(
+            target=lambda: served.append(RemoteHost(url, IDENTITY).probe(["a"]))
+        )
+        other.start()
+        other.join(timeout=30)
+        raw.close()  # else a server without patience would never end
+        assert len(served) == 1
 
 
 class Failing(TransformersHost):
