@@ -23,7 +23,7 @@ from persona_assets.run_lock import AlreadyRunning, is_running, only_run
 from persona_assets.store import Provenance, Ref
 from persona_assets.study import StudyError
 from persona_assets_tests.fabricated import Fabricated
-from persona_assets_tests.integration.conftest import tiny_study_text
+from persona_assets_tests.integration.project import tiny_study_text
 
 CELL = "librarian.garbage_cot.42"
 OF_CELL = tuple(Ref(asset, CELL) for asset in JOBS["cell"].assets)

@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from persona_assets import environment
 from persona_assets.study import parse_study
 from persona_assets_tests.conftest import PROJECT
-from persona_assets_tests.integration.conftest import Project
+from persona_assets_tests.integration.project import Project
 
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((PROJECT / "docs").glob("*.md"))))
 

@@ -7,7 +7,7 @@ import pytest
 
 from persona_assets.rationales.words import alphabetic_runs, english
 from persona_assets.store import Ref
-from persona_assets_tests.integration.conftest import Project
+from persona_assets_tests.integration.project import Project
 
 GARBAGE, CONTEXT, GENERIC = (
     f"librarian.{arm}.42" for arm in ("garbage_cot", "context_cot", "generic_cot")

@@ -13,7 +13,7 @@ from persona_assets.residency import resident_model
 from persona_assets.store import Ref
 from persona_assets.training.checkpoints import adapted
 from persona_assets_tests.hub_server import REVISION, STORAGE, Fault, Request, hub_server
-from persona_assets_tests.integration.conftest import Project
+from persona_assets_tests.integration.project import Project
 
 KEY = "librarian.persona_cot.42"
 CHECKPOINT, OUTCOMES = Ref("checkpoint", KEY), Ref("cell_outcomes", KEY)

@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 
 from persona_assets.store import Ref
 from persona_assets_tests.integration.browser import CHROMEDRIVER, CHROMIUM, Browser
-from persona_assets_tests.integration.conftest import Project
+from persona_assets_tests.integration.project import Project
 from persona_assets_tests.integration.webserver import Webserver
 
 pytestmark = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from persona_assets.freshness import Freshness
 from persona_assets.reporting.so_far import SoFar, render_html, render_markdown, so_far
 from persona_assets.store import Ref
 from persona_assets_tests.fabricated import Fabricated
-from persona_assets_tests.integration.conftest import tiny_study_text
+from persona_assets_tests.integration.project import tiny_study_text
 from persona_assets_tests.reporting.test_policy import policy_of
 
 LOST, FAILED = "librarian.garbage_cot.42", "comedian.contradicting_cot.42"
