@@ -344,6 +344,8 @@ def _cell(args: argparse.Namespace, load: Workload, serving: str, host: Any) -> 
     answer(None, groups[:: max(1, len(groups) // args.warm_up)], "warm-up")
     for adapter in [*adapters, *adapters]:
         answer(adapter, groups[:1], f"adapter {adapter.name}, one question")
+    # A whole merged model takes the base's place in the same engine; here it is the base itself.
+    answer(args.work / "base", groups[:1], "whole model, one question")
     with host.serving(adapters[0]):
         # Requests that name no adapter: they see one that is merged, and none beside the base.
         adapted = host.probe(prompts)
