@@ -62,7 +62,11 @@ def run_steps(
     micro: int,
     sync: Callable[[], None],
 ) -> tuple[float, float]:
-    """Seconds for the steps after one to warm up, and the first loss."""
+    """Seconds for the steps, run for the second time, and the first loss.
+
+    The first time is for the libraries: each width of a batch is a shape of its own, whose kernels
+    are chosen and loaded when it is first met.
+    """
     parameters = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
 
@@ -73,9 +77,10 @@ def run_steps(
         optimizer.zero_grad(set_to_none=True)
         return loss
 
-    run(max(steps, key=lambda step: max(len(ids) for ids, _ in step)))
+    losses = [run(step) for step in steps]
     sync()
     start = time.perf_counter()
-    losses = [run(step) for step in steps]
+    for step in steps:
+        run(step)
     sync()
     return time.perf_counter() - start, float(losses[0])
