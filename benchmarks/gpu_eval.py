@@ -423,7 +423,10 @@ def _two_passes(llm: Any, load: Workload, groups: Sequence[PromptGroup]) -> None
 
 
 def agreement(args: argparse.Namespace) -> None:
-    """vLLM, merged and beside the base, against transformers: base and adapters, float32."""
+    """vLLM, merged and beside the base, against transformers in float32: base and adapters.
+
+    Beside the base vLLM computes an adapter in half precision only on a GPU.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -440,7 +443,9 @@ def agreement(args: argparse.Namespace) -> None:
         emit("agreement", what="reference", checkpoint=name, accuracy=accuracy)
     del model
     for serving in ("merged", "adapter"):
-        host = material.host(serving)
+        host = material.host(
+            serving, "bfloat16" if (serving, device) == ("adapter", "cuda") else "float32"
+        )
         try:
             emit("agreement", what="start", **host.fingerprint)
             before = host.probe(probe_prompts(host.tokenizer, material.personas))

@@ -194,7 +194,7 @@ def padded(bench: Benchmark) -> None:
                 if checkpointing:
                     adapted.gradient_checkpointing_enable({"use_reentrant": False})
                 try:
-                    took, first_loss = run_steps(adapted, recipe, steps, micro, bench.sync)
+                    took, again, first_loss = run_steps(adapted, recipe, steps, micro, bench.sync)
                 finally:
                     adapted.gradient_checkpointing_disable()
                     bench.model.disable_input_require_grads()
@@ -202,6 +202,7 @@ def padded(bench: Benchmark) -> None:
                     "padded",
                     **labels,
                     cell_s=took / share,
+                    cell_again_s=again / share,
                     steps_measured=len(steps),
                     tokens_s=bench.tokens * share / took,
                     peak_gib=bench.peak_gib(),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from persona_assets.chat import chat_prompt
+from persona_assets.evaluation.engines.vllm_launch import start
+from persona_assets.evaluation.hosts import NoEngine
 from persona_assets.evaluation.protocol import PromptGroup
 from persona_assets.evaluation.scaffolds import SCAFFOLDS
 from persona_assets.questions.bank import user_message
@@ -102,3 +104,14 @@ def test_an_abandoned_answer_leaves_nothing_under_way(request, material, mode):
     with pytest.raises(RuntimeError, match="no longer served"):
         list(answers)
     assert serving.base_is_unchanged()
+
+
+def test_adapters_beside_a_float32_base_are_refused_on_a_gpu_before_a_load(
+    monkeypatch,
+):
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    arguments = {"model": "none", "tokenizer": "none", "max_model_len": 9, "max_num_seqs": 1}
+    with pytest.raises(NoEngine, match="evaluation.dtype: on a GPU vLLM computes"):
+        start(**arguments, dtype="float32", lora_rank=8)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from persona_assets.evaluation.engines.vllm_worker import ResidentModel
+from persona_assets.evaluation.hosts import NoEngine
 
 #: The ranks that vLLM reserves adapters' memory for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -33,10 +34,19 @@ def start(
     max_num_seqs: int,
     lora_rank: int | None,
 ) -> Any:
-    """vLLM with the model loaded."""
+    """vLLM with the model loaded.
+
+    Raises:
+        NoEngine: vLLM has no kernels for adapters beside a base of this ``dtype`` on this device.
+    """
     from vllm import LLM
     from vllm.platforms import current_platform
 
+    if lora_rank and dtype == "float32" and not current_platform.is_cpu():
+        raise NoEngine(
+            "evaluation.dtype: on a GPU vLLM computes adapters beside the base in half precision "
+            "only: set bfloat16, or evaluation.serving to merged"
+        )
     device: dict[str, Any]
     if current_platform.is_cpu():
         # Blocks of 128, the default, hold none of a short prompt: nothing would be shared.
