@@ -113,5 +113,5 @@ def test_adapters_beside_a_float32_base_are_refused_on_a_gpu_before_a_load(
 
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
     arguments = {"model": "none", "tokenizer": "none", "max_model_len": 9, "max_num_seqs": 1}
-    with pytest.raises(NoEngine, match="evaluation.dtype: on a GPU vLLM computes"):
+    with pytest.raises(NoEngine, match="on a GPU vLLM computes adapters"):
         start(**arguments, dtype="float32", lora_rank=8)
