@@ -2,6 +2,7 @@
 # make ui          Dagster's web interface on 127.0.0.1:3000
 # make test        lint and tests
 # make test-vllm   the tests of the vLLM engine, with its build for CPUs in a venv of its own
+# make reliability what an operator fears, done on purpose and counted (an hour and more)
 # Each works alone on a fresh machine; the first one installs.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ export DAGSTER_HOME := $(CURDIR)
 export PERSONA_ASSETS_DATA := $(abspath $(or $(PERSONA_ASSETS_DATA),data))
 export PERSONA_ASSETS_DAGSTER := $(abspath $(or $(PERSONA_ASSETS_DAGSTER),$(PERSONA_ASSETS_DATA)/dagster))
 
-.PHONY: install demo ui test test-vllm lint clean
+.PHONY: install demo ui test test-vllm reliability lint clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -47,6 +48,9 @@ $(VLLM_VENV)/.installed: $(VLLM_TESTS)/requirements.txt
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
+
+reliability: install
+	$(BIN)/python -m persona_assets_tests.reliability --results $(PERSONA_ASSETS_DATA)/reliability
 
 clean:
 	rm -rf $(PERSONA_ASSETS_DATA)/store $(PERSONA_ASSETS_DATA)/registry $(PERSONA_ASSETS_DAGSTER)

@@ -36,6 +36,8 @@ ELSEWHERE = {
     "make ui": "persona-assets ui",
     "make test": "pytest",  # it is what runs this
     "make test-vllm": "pytest persona_assets_tests/vllm",
+    "make reliability": "persona_assets_tests.reliability",  # a sample of each section is a test
+    "python -m persona_assets_tests.reliability --results FOLDER --only kills": "",
     "persona-assets ui": "",  # webserver.py, for the tests of what is served
     # On a GPU; the server itself in evaluation/test_server.py, over vLLM in vllm/test_server.py.
     "persona-assets serve": "",
