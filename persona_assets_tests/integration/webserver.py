@@ -10,6 +10,9 @@ import socket
 import subprocess
 import time
 import urllib.request
+from socket import SOCK_DGRAM
+
+import psutil
 
 from persona_assets_tests.conftest import PROJECT
 
@@ -57,6 +60,16 @@ class Webserver:
                 assert self.process.poll() is None, "dagster dev has ended"
                 assert time.monotonic() < deadline, "dagster dev did not come up"
                 time.sleep(0.5)
+
+    def listening(self) -> dict[tuple[str, int], str]:
+        """What its processes listen on: address and port → the command of who does."""
+        started = psutil.Process(self.process.pid)
+        return {
+            (socket.laddr.ip, socket.laddr.port): " ".join(process.cmdline())
+            for process in (started, *started.children(recursive=True))
+            for socket in process.net_connections("inet")
+            if socket.status == psutil.CONN_LISTEN or socket.type == SOCK_DGRAM
+        }
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
