@@ -15,9 +15,8 @@ from persona_assets.study import Study, load_study
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Two workers share the processors (`make test`): torch's own threads would only get in their way.
+# Several workers share the processors (`make test`): torch's own threads would be in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 
 #: Files of integration tests that take long, the longest first.
 _LONG = ("test_spine.py", "test_tour.py", "test_dagster.py", "test_real_input.py")
@@ -41,9 +40,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
-# Databases and the store sync what they write, some thousands of times: in memory that is free.
-_MEMORY, _ENOUGH = Path("/dev/shm"), 6 << 30
-if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH:
+#: Databases and the store sync what they write, some ten thousand times: in memory that is free.
+#: Temporary folders are there if they find room, and may hold programs.
+_MEMORY, _ROOM = Path("/dev/shm"), 6 << 30
+if (
+    os.access(_MEMORY, os.W_OK)
+    and shutil.disk_usage(_MEMORY).free > _ROOM
+    and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
+):
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 # Time limits of single examples say how busy the machine is, not whether the code is right.
