@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from socket import SOCK_DGRAM
+from contextlib import suppress
 
 import psutil
 
@@ -64,12 +64,13 @@ class Webserver:
     def listening(self) -> dict[tuple[str, int], str]:
         """What its processes listen on: address and port → the command of who does."""
         started = psutil.Process(self.process.pid)
-        return {
-            (socket.laddr.ip, socket.laddr.port): " ".join(process.cmdline())
-            for process in (started, *started.children(recursive=True))
-            for socket in process.net_connections("inet")
-            if socket.status == psutil.CONN_LISTEN or socket.type == SOCK_DGRAM
-        }
+        found = {}
+        for process in (started, *started.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # a run that has ended meanwhile
+                for end in process.net_connections("inet"):
+                    if end.status == psutil.CONN_LISTEN or end.type == socket.SOCK_DGRAM:
+                        found[end.laddr.ip, end.laddr.port] = " ".join(process.cmdline())
+        return found
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
