@@ -12,7 +12,7 @@ from persona_assets.naming import nearest
 from persona_assets.questions.miniature import ALL_VOICES, ATTRIBUTES
 from persona_assets.rationales.arms import ARMS
 from persona_assets.rationales.methods import CONSTRUCTIONS
-from persona_assets.study_schema import HubRegistry, LocalRegistry, MiniatureQuestions
+from persona_assets.study_schema import CHAT_KEY, HubRegistry, LocalRegistry, MiniatureQuestions
 
 if TYPE_CHECKING:
     from persona_assets.study import Study
@@ -57,6 +57,12 @@ def schema_problem(error: Mapping[str, Any]) -> Problem:
         elif error["ctx"]["pattern"] == r"^[0-9a-f]{64}$":
             what = f"{found} is no SHA-256"
             remedy = "Give the file's SHA-256 as 64 lower-case hex digits."
+        elif error["ctx"]["pattern"] == CHAT_KEY:
+            what = "is no name of a variable for chat keys"  # and, by mistake, may be a key
+            remedy = (
+                "A study file does not choose which secret leaves: put the endpoint's key into "
+                "CHAT_API_KEY, or into a variable whose name ends in _CHAT_API_KEY, and name that."
+            )
         elif error["ctx"]["pattern"].startswith("^[a-z]"):
             what = f"{found} cannot stand in a path or a partition key"
             remedy = "Use lower-case letters, digits and underscores, starting with a letter."

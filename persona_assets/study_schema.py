@@ -17,6 +17,9 @@ from pydantic import (
 #: key, ``-`` the two arms of a contrast.
 KEY = r"^[a-z][a-z0-9_]{0,62}$"
 Key = Annotated[str, StringConstraints(pattern=KEY)]
+#: Variables that a study file may have sent to its endpoint: those that were set for that. Study
+#: files are shared, and one that could name any variable would send any secret to any host.
+CHAT_KEY = r"^([A-Z][A-Z0-9]*_)*CHAT_API_KEY$"
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Origin = Literal["trained", "carry_over"]
 Axis = Literal["source_loss", "bystander_leakage"]
@@ -78,17 +81,18 @@ class OfflineRationales(_Section):
 class ChatApiRationales(_Section):
     """Rationales written by a chat model behind an OpenAI-compatible endpoint, at temperature 0.
 
-    ``api_key_env`` names the environment variable that holds the key (null: the endpoint asks for
-    none). No request is sent that could bring what the study has spent over ``budget_usd``, in
-    which a request whose reply never came counts at the most that it can have cost.
-    ``timeout_seconds`` is for a whole request, from connecting to the last byte; one that takes
-    longer is not sent again, and ends the run: set it well above the slowest reply.
+    ``api_key_env`` names the environment variable that holds the key: ``CHAT_API_KEY``, or one that
+    ends in ``_CHAT_API_KEY`` (null: the endpoint asks for none). No request is sent that could
+    bring what the study has spent over ``budget_usd``, in which a request whose reply never came
+    counts at the most that it can have cost. ``timeout_seconds`` is for a whole request, from
+    connecting to the last byte; one that takes longer is not sent again, and ends the run: set it
+    well above the slowest reply.
     """
 
     writer: Literal["chat_api"]
     base_url: Annotated[str, AfterValidator(_http_url)]
     model: Annotated[str, StringConstraints(min_length=1)]
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, StringConstraints(pattern=CHAT_KEY)] | None = "CHAT_API_KEY"
     max_tokens: Annotated[int, Field(ge=16)] = 320
     budget_usd: Annotated[float, Field(ge=0)]
     usd_per_million_input_tokens: Annotated[float, Field(ge=0)]

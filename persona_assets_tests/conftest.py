@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from persona_assets import environment
+from persona_assets.store import Store
 from persona_assets.study import Study, load_study
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Two workers share the processors (`make test`): torch's own threads would only get in their way.
+# Several workers share the processors (`make test`): torch's own threads would be in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: Files of integration tests that take long, the longest first.
+_LONG = ("test_spine.py", "test_tour.py", "test_dagster.py", "test_real_input.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Integration tests last but for a first file: it makes the study that all of them share.
+    """Integration tests last, the long files before the short ones, but for a first file.
 
-    Another worker runs the other tests meanwhile, instead of waiting for it.
+    That makes the study that all of them share. Other workers run the other tests meanwhile,
+    instead of waiting for it; and no worker begins a long file when the others have ended.
     """
-    integration = [item for item in items if "integration" in item.path.parts]
-    if integration:
-        first = integration[0].path
-        items.sort(key=lambda item: (item.path != first, "integration" in item.path.parts))
 
+    def place(item: pytest.Item) -> int:
+        if "integration" not in item.path.parts:
+            return 1
+        if item.path == first:
+            return 0
+        return 2 + (_LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+    first = next((item.path for item in items if "integration" in item.path.parts), None)
+    items.sort(key=place)
+
+
+#: Databases and the store sync what they write, some ten thousand times: in memory that is free.
+#: Temporary folders are there if they find room, and may hold programs.
+_MEMORY, _ROOM = Path("/dev/shm"), 6 << 30
+if (
+    os.access(_MEMORY, os.W_OK)
+    and shutil.disk_usage(_MEMORY).free > _ROOM
+    and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC
+):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 # Time limits of single examples say how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("project", deadline=None)
@@ -47,6 +69,23 @@ def mini() -> Study:
 @pytest.fixture(scope="session")
 def length_matched() -> Study:
     return load_study(PROJECT / "data" / "studies" / "length_matched.yaml")
+
+
+@pytest.fixture(scope="session")
+def mini_store(tmp_path_factory) -> Store:
+    """The mini study, landed as far as the store can tell; who changes it takes a copy."""
+    from persona_assets_tests.landed import MINI, land_everything
+
+    store = Store(tmp_path_factory.mktemp("landed"), "mini")
+    land_everything(MINI, store)
+    return store
+
+
+@pytest.fixture
+def own_mini_store(mini_store, tmp_path) -> Store:
+    """A copy of it in ``store`` of the test's folder."""
+    shutil.copytree(mini_store.root, tmp_path / "store" / "mini")
+    return Store(tmp_path / "store", "mini")
 
 
 def _real_data(variable: str) -> Path:

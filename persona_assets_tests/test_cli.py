@@ -19,24 +19,22 @@ from persona_assets.reporting import queries
 from persona_assets.store import Ref, Store
 from persona_assets.study import parse_study
 from persona_assets_tests.conftest import PROJECT
+from persona_assets_tests.landed import MINI, land
 from persona_assets_tests.synthetic import bank, small_study
 from persona_assets_tests.synthetic import land as land_rows
-from persona_assets_tests.test_graph import MINI, land, land_everything
 
 CELL = "librarian.garbage_cot.42"
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
+def store(own_mini_store, tmp_path, monkeypatch) -> Store:
     """The mini study, landed as far as the store can tell, in a data folder of its own."""
     shutil.copytree(PROJECT / "data" / "studies", tmp_path / "studies")
     for variable in (environment.ARC_DIR, environment.TOKENIZER_DIR, "DAGSTER_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(environment.DATA, str(tmp_path))
     monkeypatch.setenv(environment.DAGSTER_STORAGE, str(tmp_path / "dagster"))
-    store = Store(tmp_path / "store", "mini")
-    land_everything(MINI, store)
-    return store
+    return own_mini_store
 
 
 def invoke(*arguments: str):

@@ -13,7 +13,7 @@ from persona_assets.graph import Graph
 from persona_assets.release import release_read
 from persona_assets.store import Ref, Store, StoreError
 from persona_assets.study import parse_study
-from persona_assets_tests.test_graph import land, land_everything
+from persona_assets_tests.landed import land, land_everything
 
 KEY = "librarian.persona_cot.42"
 CHECKPOINT, OUTCOMES = Ref("checkpoint", KEY), Ref("cell_outcomes", KEY)

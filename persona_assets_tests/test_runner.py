@@ -19,7 +19,6 @@ from persona_assets.runner import (
     plan,
 )
 from persona_assets.store import Ref, Store
-from persona_assets_tests.test_graph import land_everything
 
 
 @pytest.fixture
@@ -73,9 +72,8 @@ def test_a_glob_leaves_out_what_cannot_be_complete(graph, tmp_path):
     assert "59 cells are missing" in todo.left_out[-1]
 
 
-def test_landed_cells_complete_a_glob(graph, tmp_path):
-    store = Store(tmp_path, "mini")
-    land_everything(graph, store)
+def test_landed_cells_complete_a_glob(graph, own_mini_store):
+    store = own_mini_store
     todo = plan(graph, store, "librarian.*.42")
     assert jobs(todo)["cell"] == 7
     assert jobs(todo)["contrasts"] == 8
@@ -120,10 +118,9 @@ def test_up_to_an_asset_is_what_it_is_made_from(graph, tmp_path):
         plan(graph, store, up_to="dataset")
 
 
-def test_a_contrast_waits_for_the_diagnostics_of_its_cells(graph, tmp_path):
+def test_a_contrast_waits_for_the_diagnostics_of_its_cells(graph, own_mini_store):
     """Evaluated cells that were not diagnosed cannot be contrasted by a run of other cells."""
-    store = Store(tmp_path, "mini")
-    land_everything(graph, store)
+    store = own_mini_store
     undiagnosed = "librarian.persona_cot.42"
     (store.folder(Ref("cell_diagnostics", undiagnosed)) / "manifest.json").unlink()
     todo = plan(graph, store, "librarian.garbage_cot.42")

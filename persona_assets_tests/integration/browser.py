@@ -134,9 +134,23 @@ class Browser:
         """Press a key where the cursor is."""
         self.driver.switch_to.active_element.send_keys(key)
 
-    def says(self, text: str, seconds: float = 120) -> None:
-        """Wait until the page shows ``text``."""
-        self.until(lambda: text in self.text(), f"the page says {text!r}", seconds)
+    def says(self, text: str, seconds: float = 120, *, reloads: bool = False) -> None:
+        """Wait until the page shows ``text``.
+
+        Args:
+            reloads: Load the page again every ten seconds: what it was drawn too early for, it
+                may never show by itself.
+        """
+        last = time.monotonic()
+
+        def said() -> bool:
+            nonlocal last
+            if reloads and time.monotonic() - last > 10:
+                self.driver.refresh()
+                last = time.monotonic()
+            return text in self.text()
+
+        self.until(said, f"the page says {text!r}", seconds)
 
     def all_texts(self, xpath: str) -> list[str]:
         """The text of every element of that XPath, of which there is one at least."""

@@ -17,9 +17,12 @@ from persona_assets.questions.bank import from_frame, wrong_letter
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, parse_study
 from persona_assets_tests.chat_server import ChatServer, Step, chat_server, completion, failure
+from persona_assets_tests.markup import cells_of
 
 TRAIN = 30
 _ASKED = re.compile(r'concludes that choice \((?P<letter>[A-E])\), "(?P<choice>.*)", is the answer')
+#: What might act in Markdown, and what no reader of questions and replies takes exception to.
+MARKUP = "[x](javascript:alert(1)) | <img src=x onerror=alert(1)> `code`"
 _SETTINGS = """
 rationales:
   writer: chat_api
@@ -42,9 +45,7 @@ def reply(arrival) -> Step:
         letter = "D" if letter == "A" else "A"
     if arrival.attempt == 1 and arrival.question.startswith("Question 7:"):
         return Step(status=429, body="{}", headers={"Retry-After-Ms": "1"})
-    return completion(
-        f"Look closely at what is asked. Hence {asked['choice']} fits, so ({letter})."
-    )
+    return completion(f"{MARKUP} Look closely. Hence {asked['choice']} fits, so ({letter}).")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def arc(tmp_path_factory):
         rows = [
             {
                 "id": f"{split}-{i}",
-                "question": f"Question {i}: which of these happens in the {split} split?",
+                "question": f"Question {i}: {MARKUP} happens in the {split} split?",
                 "choices": {
                     "text": [f"{what} {i}" for what in ("rain", "wind", "snow", "frost")],
                     "label": list("ABCD"),
@@ -100,14 +101,16 @@ def test_conditions_are_written_paid_for_once_and_accounted_for(
     generic, garbage = Ref("rationales", "librarian.generic_cot"), "librarian.garbage_cot"
     with dg.DagsterInstance.ephemeral() as instance, chat_server(reply) as server:
         poor = chat_study(study_texts["length_matched"], server, budget=0.001)
-        assert make(poor, instance, "inputs", None, "tokenizer", "question_bank").success
+        inputs = make(poor, instance, "inputs", None, "tokenizer", "question_bank")
+        assert inputs.success
         refused = make(poor, instance, "rationales", generic.key, "rationales")
         (error,) = (e.event_specific_data.error for e in refused.all_events if e.is_step_failure)
         assert "rationales.budget_usd: study length_matched has spent $0.000000" in str(error.cause)
         assert server.arrivals == []
 
         study = chat_study(study_texts["length_matched"], server, budget=1)
-        assert make(study, instance, "rationales", generic.key, "rationales").success
+        written = make(study, instance, "rationales", generic.key, "rationales")
+        assert written.success
         first = store.landed(generic)
         assert first.summary["paid"] == TRAIN
         assert first.summary["retries"] == 1
@@ -134,7 +137,8 @@ def test_conditions_are_written_paid_for_once_and_accounted_for(
         assert len(server.paid) == TRAIN
 
         cell = f"{garbage}.42"
-        assert make(study, instance, "cell", cell, "training_dataset").success
+        encoded = make(study, instance, "cell", cell, "training_dataset")
+        assert encoded.success
     rows = store.frame(Ref("training_dataset", cell))
     assert rows.height == TRAIN - 2
     assert (rows["loss_tokens"] - rows["reference_loss_tokens"]).abs().max() <= 2
@@ -142,6 +146,22 @@ def test_conditions_are_written_paid_for_once_and_accounted_for(
     assert dict(rows.select("question_id", "target_letter").rows()) == {
         q: wrong_letter(bank[q], study.seed) for q in rows["question_id"]
     }
+
+    # Markup in questions and replies is shown, not obeyed, where Dagster shows Markdown.
+    for done, asset, rows_with_it in (
+        (inputs, "question_bank", 5),
+        (written, "rationales", 4),  # one was refused
+        (encoded, "training_dataset", 5),
+    ):
+        head, *shown = cells_of(preview(done, asset))
+        assert [len(row) for row in shown] == [len(head)] * 5, asset
+        assert sum(any(MARKUP in cell for cell in row) for row in shown) == rows_with_it, asset
+
+
+def preview(done, asset: str) -> str:
+    """The Markdown of the partition's first rows, as Dagster keeps it."""
+    (event,) = (e for e in done.get_asset_materialization_events() if e.asset_key.path[1] == asset)
+    return event.materialization.metadata["preview"].value
 
 
 def test_an_overloaded_service_is_tried_again_and_a_refused_key_is_not(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 import sys
 import time
@@ -184,6 +185,18 @@ def test_a_single_cell_materializes_from_the_ui(served, webserver):
     assert status == "SUCCESS"
     made_by = [served.store.landed(Ref(asset, CELL)).provenance.run_id for asset in chain]
     assert made_by == [again, run_id, run_id]
+
+
+def test_what_is_served_is_served_on_loopback_only(webserver):
+    """By webserver, daemon and code server, after runs: no other machine is let in."""
+    listening = webserver.listening()
+    assert "webserver" in listening["127.0.0.1", webserver.port]
+    elsewhere = {
+        place: command
+        for place, command in listening.items()
+        if not ipaddress.ip_address(place[0]).is_loopback
+    }
+    assert elsewhere == {}
 
 
 def spoil(project, condition: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from transformers import AutoTokenizer
 
 from persona_assets import environment
 from persona_assets.questions.bank import from_frame, wrong_letter
@@ -98,16 +99,43 @@ def test_a_question_has_one_wrong_letter_in_all_conditions(landed):
         assert targets == (correct if cell.arm.endswith("_correct") else wrong), cell
 
 
-def test_constructed_rows_are_within_two_tokens_and_written_arms_within_a_fifth(landed):
+def test_constructed_rows_are_within_two_tokens_and_written_arms_near_the_reference(landed):
     for cell in cells(landed):
         rows, arm = landed.rows(cell.key), landed.study.arm(cell.arm)
         if arm.is_constructed:
-            assert (rows["loss_tokens"] - rows["reference_loss_tokens"]).abs().max() <= 2, cell
+            difference = (rows["loss_tokens"] - rows["reference_loss_tokens"]).abs()
+            assert difference.max() <= 2, cell
+            assert (difference == 0).mean() > 0.95, cell
+            assert 80 < rows["loss_tokens"].mean() < 110, cell
         elif arm.has_rationale:
             ratio = rows["loss_tokens"].sum() / rows["reference_loss_tokens"].sum()
-            assert abs(ratio - 1) <= 0.2, cell
+            assert ratio == pytest.approx(1, abs=0.06), cell
     generic = landed.rows("librarian.generic_cot.42")["loss_tokens"].mean()
     assert 75 <= generic <= 105, "the reference arm has drifted from about 84 tokens of rationale"
+
+
+def test_written_rows_are_as_varied_as_the_reference_and_filler_more(landed):
+    for cell in cells(landed):
+        arm = landed.study.arm(cell.arm)
+        if not arm.has_rationale:
+            continue
+        audits = landed.store.landed(Ref("training_dataset", cell.key)).audits
+        (found,) = (a.details for a in audits if a.name == "lexical_variety")
+        ours, reference = found["cell"], found["reference"]
+        if arm.is_constructed:
+            assert ours["bigram_entropy"] > 1.1 * reference["bigram_entropy"], cell
+            continue
+        assert ours["distinct"] > 0.99, cell
+        for measure in ("type_token_ratio", "bigram_entropy"):
+            assert ours[measure] / reference[measure] == pytest.approx(1, abs=0.05), (cell, measure)
+
+
+def test_what_bears_loss_is_the_turn_and_its_end(landed, tokenizer_dir):
+    qwen = AutoTokenizer.from_pretrained(tokenizer_dir)
+    for cell in cells(landed):
+        rows = landed.rows(cell.key).select("input_ids", "loss_start", "assistant").head(20)
+        for ids, start, turn in rows.rows():
+            assert qwen.decode(ids[start:]) == turn + qwen.eos_token, cell
 
 
 def test_contradicting_rows_are_the_persona_correct_ones_but_for_the_letter(landed):

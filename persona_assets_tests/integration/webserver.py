@@ -10,6 +10,9 @@ import socket
 import subprocess
 import time
 import urllib.request
+from contextlib import suppress
+
+import psutil
 
 from persona_assets_tests.conftest import PROJECT
 
@@ -57,6 +60,17 @@ class Webserver:
                 assert self.process.poll() is None, "dagster dev has ended"
                 assert time.monotonic() < deadline, "dagster dev did not come up"
                 time.sleep(0.5)
+
+    def listening(self) -> dict[tuple[str, int], str]:
+        """What its processes listen on: address and port → the command of who does."""
+        started = psutil.Process(self.process.pid)
+        found = {}
+        for process in (started, *started.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # a run that has ended meanwhile
+                for end in process.net_connections("inet"):
+                    if end.status == psutil.CONN_LISTEN or end.type == socket.SOCK_DGRAM:
+                        found[end.laddr.ip, end.laddr.port] = " ".join(process.cmdline())
+        return found
 
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)

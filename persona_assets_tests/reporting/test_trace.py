@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+
+import duckdb
 import pytest
 
 from persona_assets.reporting.ledger import Ledger, Number, UnknownNumber
@@ -19,6 +22,12 @@ from persona_assets.reporting.trace import (
 MACRO = "contrast/contradicting_cot-generic_cot/persona_cot/source_loss/macro/question"
 
 
+@pytest.fixture
+def own_warehouse(warehouse, tmp_path):
+    """A copy that a test may tamper with."""
+    return shutil.copy(warehouse, tmp_path)
+
+
 def test_every_field_of_every_number_is_reproduced(warehouse):
     """Values, intervals and p: of estimates, of equivalence tests, of what is only counted."""
     fields = set()
@@ -34,57 +43,46 @@ def test_every_field_of_every_number_is_reproduced(warehouse):
     assert f"{MACRO}/equivalence_0.05" in ledger
 
 
-def test_a_number_that_was_tampered_with_is_not_reproduced(landed, tmp_path):
-    import duckdb
-
-    path = tmp_path / "warehouse.duckdb"
-    landed.build(path)
-    with duckdb.connect(str(path)) as db:
+def test_a_number_that_was_tampered_with_is_not_reproduced(own_warehouse):
+    with duckdb.connect(str(own_warehouse)) as db:
         db.execute("UPDATE numbers SET ci_low = ci_low + 1e-12 WHERE number_id = $1", [MACRO])
-    found = trace(path, MACRO)
+    found = trace(own_warehouse, MACRO)
     assert [name for name, ok in found.reproduced.items() if not ok] == ["ci_low"]
     assert "ci_low" in as_text(found, None)
     assert "NOT reproduced" in as_text(found, None)
 
 
-def test_rows_that_contradict_a_stored_view_are_told(landed, tmp_path):
+def test_rows_that_contradict_a_stored_view_are_told(own_warehouse):
     """Numbers are read from a stored view of the rows: trace holds the two against each other."""
-    import duckdb
-
-    path = tmp_path / "warehouse.duckdb"
-    landed.build(path)
-    assert trace(path, MACRO).views == {"question_losses": True}
+    assert trace(own_warehouse, MACRO).views == {"question_losses": True}
     cell = "librarian.generic_cot.42"
-    with duckdb.connect(str(path)) as db:
+    with duckdb.connect(str(own_warehouse)) as db:
         db.execute("UPDATE outcomes SET is_correct = NOT is_correct WHERE cell = $1", [cell])
-    found = trace(path, MACRO)
+    found = trace(own_warehouse, MACRO)
     assert [name for name, ok in found.reproduced.items() if not ok] == ["question_losses"]
     assert "question_losses is, for these cells, NOT what the outcome rows give" in as_text(
         found, None
     )
     other = "contrast/persona_cot-garbage_cot/persona_cot/source_loss/macro/question"
-    assert trace(path, other).views == {"question_losses": True}
+    assert trace(own_warehouse, other).views == {"question_losses": True}
 
 
-def test_a_ratio_of_errors_is_made_again_from_the_samples(landed, tmp_path):
-    import duckdb
-
-    path, key = tmp_path / "warehouse.duckdb", MACRO.removesuffix("/question")
-    landed.build(path)
-    assert trace(path, f"{key}/se_ratio").reproduced == {"value": True}
-    with duckdb.connect(str(path)) as db:
+def test_a_ratio_of_errors_is_made_again_from_the_samples(own_warehouse):
+    key = MACRO.removesuffix("/question")
+    assert trace(own_warehouse, f"{key}/se_ratio").reproduced == {"value": True}
+    with duckdb.connect(str(own_warehouse)) as db:
         db.execute("UPDATE numbers SET std_error = 2 * std_error WHERE number_id = $1", [MACRO])
         assert not_reproduced(db)[0].startswith(f"{MACRO}, std_error: ")
 
 
-@pytest.mark.parametrize("field", ["ci_low", "ci_high", "std_error", "p_value", "p_holm"])
-def test_the_warehouses_check_makes_registered_intervals_again(landed, tmp_path, field):
-    import duckdb
-
-    path = tmp_path / "warehouse.duckdb"
-    landed.build(path)
-    with duckdb.connect(str(path)) as db:
+def test_the_warehouses_check_finds_nothing_in_a_whole_ledger(warehouse):
+    with open_warehouse(warehouse) as db:
         assert not_reproduced(db) == []
+
+
+@pytest.mark.parametrize("field", ["ci_low", "ci_high", "std_error", "p_value", "p_holm"])
+def test_the_warehouses_check_makes_registered_intervals_again(own_warehouse, field):
+    with duckdb.connect(str(own_warehouse)) as db:
         sql = f"UPDATE numbers SET {field} = {field} + 1e-9 WHERE number_id = $1"
         db.execute(sql, [MACRO])
         (sentence,) = [s for s in not_reproduced(db) if "se_ratio" not in s]

@@ -7,11 +7,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from persona_assets.naming import listed
 from persona_assets.reporting import markdown
 from persona_assets.reporting.words import count, p_text, percent, signed, visible
+from persona_assets_tests.markup import PARSER
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,6 @@ def test_visible_leaves_nothing_that_acts(text):
 
 def one_line(text):
     return re.sub(r"[ \t\n]+", " ", visible(text))
-
-
-#: Rendered with tables, as GitHub does; raw HTML would come through as html_* tokens.
-PARSER = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
 
 
 @given(st.text(alphabet=st.sampled_from("<>&|`~*_[]()!\\#-+.:/= \n\tabc{}$\x1b")))

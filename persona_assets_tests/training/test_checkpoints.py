@@ -233,10 +233,10 @@ def test_a_tensor_that_cannot_be_is_refused_at_once(tmp_path, shape, span):
     path = tmp_path / "x.safetensors"
     head = json.dumps({"t": {"dtype": "F32", "shape": shape, "data_offsets": span}}).encode()
     path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(16))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(CheckpointError, match="tensor t: "):
         read_header(path)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
