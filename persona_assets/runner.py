@@ -443,10 +443,12 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         tags={WORKER_TAG: str(os.getpid())},
     )
     seconds = time.perf_counter() - started
-    if result.success:
-        return Outcome("done", seconds, run_id=result.run_id)
     after = Freshness(graph, store)
     manifests = [manifest for ref in unit.refs if (manifest := after.manifest(ref))]
+    if result.success:
+        ours = any(manifest.provenance.run_id == result.run_id for manifest in manifests)
+        # Else another process was at it, and this run has waited and kept what that one made.
+        return Outcome("done" if ours else "fresh", seconds, run_id=result.run_id)
     found = [
         f"  {manifest.ref} failed {audit.name}: {audit.observed}; asked for: {audit.threshold}. "
         f"{audit.remedy}"

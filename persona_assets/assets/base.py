@@ -164,8 +164,13 @@ def build_asset(graph: Graph, asset: Asset, make: Maker, store_root: Path) -> dg
     def compute(context: dg.AssetExecutionContext, config: HowToMake) -> dg.MaterializeResult:
         ref = Ref(asset.name, context.partition_key if partitions else None)
         store = Store(store_root, study.name)
+
+        def on_wait() -> None:
+            context.log.warning(f"{ref} is being made by another process: waiting for that one")
+
         try:
-            return _materialize(graph, store, ref, make, context, config)
+            with store.turn(ref, on_wait):
+                return _materialize(graph, store, ref, make, context, config)
         except Unavailable as error:  # nothing else: a retry policy would try bad input again, too
             raise _try_again(error, context.retry_number) from error
 
