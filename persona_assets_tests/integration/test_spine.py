@@ -302,14 +302,8 @@ def test_what_is_lost_and_a_changed_title_are_made_good(own_project):
 
 def materialize(project, asset: str, key: str) -> subprocess.CompletedProcess[str]:
     """One partition through Dagster's own command line, whether or not it is up to date."""
-    force = {"ops": {f"tiny__{asset}": {"config": {"force": True}}}}
     return subprocess.run(
-        [
-            *project.command()[:1],
-            *("-m", "dagster", "asset", "materialize", "--select", f"key:tiny/{asset}"),
-            *("--partition", key, "-m", "persona_assets.definitions", "-a", "tiny"),
-            *("--config-json", json.dumps(force)),
-        ],
+        project.materialization(Ref(asset, key), force=True),
         env=project.environment,
         capture_output=True,
         text=True,

@@ -1,0 +1,268 @@
+"""SIGKILL at random moments: of what makes a partition, and of daemon and webserver.
+
+A partition of a complete tiny study is removed and made again by ``persona-assets run``, whose
+worker is killed while it makes it; the new worker that tries it once more is killed too, along with
+the command or by that command's own death. Then one plain run must complete. Others are killed as
+``dagster asset materialize``. After each kill the store is looked at, and at the end its warehouse.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import dagster as dg
+
+from persona_assets import environment
+from persona_assets.graph import Graph
+from persona_assets.store import Ref
+from persona_assets_tests.integration.project import Project, make
+from persona_assets_tests.reliability import backfill_kills, whole
+from persona_assets_tests.reliability.table import Row
+
+#: What is killed, by the asset that is being made then.
+KINDS = {
+    "training_dataset": "a training dataset",
+    "checkpoint": "a checkpoint",
+    "cell_outcomes": "a cell's outcomes",
+    "warehouse": "the warehouse",
+    "report": "the report",
+}
+#: Kills of a kind: two in each of these commands, and one in each of Dagster's own.
+_RUNS, _MATERIALIZATIONS = 6, 2
+#: What comes out byte by byte as it was; a DuckDB file and what quotes its hash do not.
+_SAME_BYTES = frozenset({"training_dataset", "checkpoint", "cell_outcomes"})
+_WAREHOUSE = Ref("warehouse")
+
+
+@dataclass
+class Bench:
+    """A copy of the complete study, on which one thing after another is killed.
+
+    Attributes:
+        whole_again: What became of the store is held against this one's.
+        seconds: How long making a partition of an asset takes, as far as is known.
+        moments: For each kill whether the partition had landed by then.
+    """
+
+    project: Project
+    undisturbed: Project
+    seconds: dict[str, float] = field(default_factory=dict)
+    moments: dict[str, list[bool]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph: Graph = self.project.graph
+        self.log = (self.project.data / "kills.log").open("a")
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """A command on the study, in a session of its own."""
+        return subprocess.Popen(
+            command,
+            env=self.project.environment,
+            cwd=self.project.data,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self) -> list[str]:
+        """The command that makes what is not up to date."""
+        return self.project.command("run", "--study", "tiny", "--workers", "1")
+
+    def said(self) -> str:
+        """The end of what the commands said."""
+        return (self.project.data / "kills.log").read_text("utf-8")[-600:]
+
+    def victim(self, asset: str, rng: random.Random) -> Ref:
+        """A partition of the asset; of a checkpoint, one that is trained."""
+        keys = self.graph.assets[asset].keys
+        if asset == "checkpoint":
+            keys = [cell.key for cell in self.graph.study.cells_of("trained")]
+        return Ref(asset, rng.choice(keys) if keys else None)
+
+    def wait(self, ref: Ref, process: subprocess.Popen[bytes], seen: set[str]) -> bool:
+        """Wait until a draft of ``ref`` that is not ``seen`` is being written; False if none is."""
+        folder, deadline = self.project.store.folder(ref), time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if drafts := {p.name for p in folder.glob(".draft-*")} - seen:
+                seen |= drafts
+                return True
+            time.sleep(0.005)
+        return False
+
+    def sleep(self, asset: str, rng: random.Random) -> None:
+        """Wait for a uniformly drawn share of what making a partition takes, and a little more."""
+        time.sleep(rng.uniform(0, 1.2 * self.seconds[asset]))
+
+    def note(self, ref: Ref) -> None:
+        """Where a kill has hit: the next ones are spread over what it takes as the machine is."""
+        landed = self.project.store.manifest(ref) is not None
+        hits = self.moments.setdefault(ref.asset, [])
+        hits.append(landed)
+        if landed:
+            self.seconds[ref.asset] *= 0.9
+        elif hits[-4:] == [False] * 4:
+            self.seconds[ref.asset] *= 1.3
+
+
+@dataclass
+class Trial:
+    """One partition, removed and then killed while it is made again."""
+
+    bench: Bench
+    ref: Ref
+    rng: random.Random
+
+    def __post_init__(self) -> None:
+        self.seen: set[str] = set()
+        self.beside = [self.ref] if self.ref.asset in _SAME_BYTES else [_WAREHOUSE, Ref("report")]
+        store = self.bench.project.store
+        landed = store.landed(self.ref)
+        self.version = landed.data_version
+        self.bench.seconds.setdefault(self.ref.asset, landed.summary["seconds"])
+        shutil.rmtree(store.folder(self.ref))
+        self.before = whole.landed_files(self.bench.project, self.beside)
+
+    def killed_twice(self) -> list[str | None]:
+        """Kill the worker of a run, then its successor with the command; then run it plainly."""
+        bench, found = self.bench, []
+        process = bench.start(bench.run())
+        workers = [lambda: _worker(process.pid)]
+        second = [lambda: process.pid]  # the worker goes with it
+        if self.rng.random() < 0.5:
+            second = [*workers, *second]
+        for targets in (workers, second):
+            if bench.wait(self.ref, process, self.seen):
+                bench.sleep(self.ref.asset, self.rng)
+                if (problem := self._kill(targets)) != "":
+                    found.append(problem)
+        return self._mended(process, found)
+
+    def killed_by_itself(self) -> list[str | None]:
+        """Kill Dagster's own command."""
+        bench, found = self.bench, []
+        process = bench.start(bench.project.materialization(self.ref))
+        if bench.wait(self.ref, process, self.seen):
+            bench.sleep(self.ref.asset, self.rng)
+            if (problem := self._kill([lambda: process.pid])) != "":
+                found.append(problem)
+        return self._mended(process, found)
+
+    def _kill(self, targets: Sequence[Callable[[], int | None]]) -> str | None:
+        """Kill, and look at what there is; "" if nothing was left to be killed."""
+        pids = [pid for target in targets if (pid := target()) and whole.running(pid, "python")]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        if not pids:
+            return ""
+        self.bench.note(self.ref)
+        return self._looked_at()
+
+    def _looked_at(self) -> str | None:
+        after = whole.landed_files(self.bench.project, self.beside)
+        problem = whole.broken(self.bench.project) or whole.changed(self.before, after)
+        return problem and f"{self.ref}, after a kill: {problem}"
+
+    def _mended(
+        self, process: subprocess.Popen[bytes], found: list[str | None]
+    ) -> list[str | None]:
+        """What was found at each kill, and once more after a plain run, which counts for all."""
+        bench, project = self.bench, self.bench.project
+        try:
+            process.wait(timeout=300)
+        finally:
+            problem = whole.orphans(project)
+        again = bench.start(bench.run())
+        if problem is None and again.wait(timeout=300) != 0:
+            problem = f"a plain run ends with status {again.returncode}: {bench.said()}"
+        problem = problem or self._looked_at() or whole.debris(project) or self._unlike()
+        problem = problem or unfinished_runs(project)
+        return [f"{self.ref}: {problem}" if problem else one for one in found]
+
+    def _unlike(self) -> str | None:
+        project = self.bench.project
+        if stale := {str(ref) for ref, state in project.states().items() if state != "fresh"}:
+            return f"not up to date after a plain run: {sorted(stale)[:5]}"
+        now = project.store.landed(self.ref).data_version
+        if self.ref.asset in _SAME_BYTES and now != self.version:
+            return f"came out as {now}, was {self.version}"
+        if self.ref.asset in _SAME_BYTES:  # no warehouse was made
+            return None
+        return whole.other_rows(project, self.bench.undisturbed)
+
+
+def unfinished_runs(project: Project) -> str | None:
+    """Runs of workers that Dagster still takes for running, though nobody is at work."""
+    with dg.DagsterInstance.local_temp(str(project.data / "dagster")) as dagster:
+        statuses = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
+        left = dagster.get_runs(dg.RunsFilter(statuses=statuses))
+    left = [run for run in left if environment.WORKER_TAG in run.tags]
+    return f"run {left[0].run_id} counts as {left[0].status.value} for ever" if left else None
+
+
+def _worker(pid: int) -> int | None:
+    """The worker process of a run."""
+    workers = (child for child in whole.children(pid) if whole.running(child, "spawn_main"))
+    return next(workers, None)
+
+
+def ends_as_undisturbed(bench: Bench) -> str | None:
+    """That ledger and warehouse, made anew from all that was killed, have the same rows."""
+    for name in ("number_ledger", "warehouse", "report"):
+        shutil.rmtree(bench.project.store.folder(Ref(name)))
+    if bench.start(bench.run()).wait(timeout=300) != 0:
+        return bench.said()
+    return whole.other_rows(bench.project, bench.undisturbed)
+
+
+def killed_at(bench: Bench, asset: str, how: str, rng: random.Random) -> list[str | None]:
+    """What was found at each of the kills of one command; tried again if none hit."""
+    for _ in range(5):
+        trial = Trial(bench, bench.victim(asset, rng), rng)
+        if found := (trial.killed_twice if how == "run" else trial.killed_by_itself)():
+            return found
+    return [f"{asset}: five commands ended before they could be killed"]
+
+
+def rows(folder: Path, seed: int) -> list[Row]:
+    """At least 12 kills of each kind, on as many copies of the study as there are processors."""
+    undisturbed = Project(folder / "undisturbed")
+    make(undisturbed)
+    return [*killed(folder, undisturbed, seed), backfill_kills.row(folder, undisturbed, seed)]
+
+
+def killed(folder: Path, undisturbed: Project, seed: int) -> list[Row]:
+    """The rows of the kinds."""
+    commands = ["run"] * _RUNS + ["dagster"] * _MATERIALIZATIONS
+    trials = [(asset, i, how) for i, how in enumerate(commands) for asset in KINDS]
+    n = environment.processors()
+
+    def share(i: int) -> list[tuple[str, list[str | None], Bench]]:
+        bench = Bench(undisturbed.copy(folder / f"copy-{i}"), undisturbed)
+        found = [
+            (asset, killed_at(bench, asset, how, random.Random(f"{seed}/{asset}/{j}")), bench)
+            for asset, j, how in trials[i::n]
+        ]
+        return [*found, ("warehouse", [ends_as_undisturbed(bench)], bench)]
+
+    with ThreadPoolExecutor(n) as threads:
+        found = list(chain.from_iterable(threads.map(share, range(n))))
+    made = []
+    for asset, what in KINDS.items():
+        row = Row(f"SIGKILL while {what} is made", recovered_by="`persona-assets run`")
+        for problem in chain.from_iterable(p for a, p, _ in found if a == asset):
+            row.count(problem)
+        benches = {id(bench): bench for _, _, bench in found}.values()
+        moments = [m for bench in benches for m in bench.moments.get(asset, [])]
+        row.seen = f"{sum(moments)} after it had landed"
+        made.append(row)
+    return made
