@@ -477,6 +477,8 @@ def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
     """
     import dagster as dg
 
+    from persona_assets.launcher import was_launched
+
     statuses = dg.DagsterRunStatus
     unfinished = dg.RunsFilter(
         tags={"study": study_name} | ({WORKER_TAG: str(pid)} if pid else {}),
@@ -484,5 +486,5 @@ def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
     )
     with dg.DagsterInstance.get() as instance:
         for lost in instance.get_runs(unfinished):
-            if WORKER_TAG in lost.tags:
+            if WORKER_TAG in lost.tags and not was_launched(lost):
                 instance.report_run_failed(lost, "The worker process died.")

@@ -11,6 +11,7 @@ import time
 
 import dagster as dg
 import polars as pl
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from safetensors.numpy import load_file
 
 from persona_assets.questions.bank import from_frame, wrong_letter
@@ -274,15 +275,23 @@ def test_a_lost_run_is_closed_by_the_next(own_project, monkeypatch):
     """Left as started, it would fill the UI's run queue for ever."""
     for name, value in own_project.environment.items():
         monkeypatch.setenv(name, value)
+    tags = {"study": "tiny", "persona_assets/worker": "1"}
     with dg.DagsterInstance.get() as instance:
         lost = instance.create_run_for_job(
             dg.GraphDefinition("lost").to_job(),
             status=dg.DagsterRunStatus.STARTED,
-            tags={"study": "tiny", "persona_assets/worker": "1"},
+            tags=tags,
+        )
+        # Re-executed from the interface, with its parent's tags: at work, not lost.
+        launched = instance.create_run_for_job(
+            dg.GraphDefinition("lost").to_job(),
+            status=dg.DagsterRunStatus.STARTED,
+            tags=tags | {GRPC_INFO_TAG: "{}"},
         )
         (own_project.store.folder(Ref("report")) / "manifest.json").unlink()
         assert own_project.run("run", "--study", "tiny", "--workers", "1").returncode == 0
         assert instance.get_run_by_id(lost.run_id).status == dg.DagsterRunStatus.FAILURE
+        assert instance.get_run_by_id(launched.run_id).status == dg.DagsterRunStatus.STARTED
 
 
 def test_what_is_lost_and_a_changed_title_are_made_good(own_project):
