@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import time
 
 import dagster as dg
 import polars as pl
@@ -211,63 +208,6 @@ def test_one_cell_again_is_byte_identical(own_project):
     (own_project.store.folder(Ref("warehouse")) / "manifest.json").unlink()
     done = own_project.run("run", "--study", "tiny", "--workers", "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert set(own_project.states().values()) == {"fresh"}
-
-
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(own_project):
-    for cell in own_project.study.cells_of("trained"):
-        (own_project.store.folder(Ref("cell_outcomes", cell.key)) / "manifest.json").unlink()
-    process = subprocess.Popen(
-        own_project.command("run", "--study", "tiny", "--workers", "2"),
-        env=own_project.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if " done in " in line:
-            os.kill(workers_of(process)[0], signal.SIGKILL)
-            break
-    lines += process.stdout.read().splitlines(keepends=True)
-    output = "".join(lines)
-    assert process.wait(timeout=300) == 0, output
-    assert "worker died" in output
-    assert set(own_project.states().values()) == {"fresh"}
-
-
-def workers_of(process: subprocess.Popen) -> list[int]:
-    """The pids of a run's worker processes."""
-    found = subprocess.run(
-        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [int(pid) for pid in found.stdout.split()]
-
-
-def test_a_killed_run_leaves_no_orphan_and_is_finished_by_the_next(own_project):
-    (own_project.store.folder(Ref("checkpoint", CELL)) / "manifest.json").unlink()
-    command = own_project.command("run", "--study", "tiny", "--workers", "1")
-    process = subprocess.Popen(command, env=own_project.environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    drafts = own_project.store.folder(Ref("checkpoint", CELL))
-    while not list(drafts.glob(".draft-*")):
-        assert time.monotonic() < deadline, "the cell's training never started"
-        time.sleep(0.05)
-    second = own_project.run("run", "--study", "tiny")
-    assert second.returncode == 1
-    assert "another `persona-assets run` of study tiny is at work" in second.stderr
-    workers = workers_of(process)
-    assert workers
-    process.kill()
-    process.wait()
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
-        assert time.monotonic() < deadline, "a worker outlived its dispatcher"
-        time.sleep(0.05)
-    assert own_project.run("run", "--study", "tiny", "--workers", "1").returncode == 0
     assert set(own_project.states().values()) == {"fresh"}
 
 

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,13 @@ from persona_assets_tests.integration.project import Project, make
 from persona_assets_tests.reliability import whole
 from persona_assets_tests.reliability.table import Row
 
-_ROUNDS, _EVALUATIONS, _REBUILDS = 2, 8, 3
+_ROUNDS, _EVALUATIONS = 2, 8
+#: Rebuilds of the warehouse at least; as many as there is time for while evaluations are at work.
+_REBUILDS = 2
 #: What two make at once, and how often: the first to be at it lands it, or is killed.
 _SAME = ("training_dataset", "checkpoint", "cell_outcomes", "warehouse")
-_PATIENCE = 300.0
+_PATIENCE = 900.0
+_WAREHOUSE = Ref("warehouse")
 #: What everybody who reads the warehouse must see, whichever build it is of.
 _READ = "SELECT count(*), sum(is_correct::INT), count(DISTINCT cell), sum(len(rationale)) FROM {}"
 
@@ -115,35 +118,26 @@ def evaluated_while_read_and_rebuilt(
     cells = rng.sample([cell.key for cell in project.study.cells], evaluations)
     refs = [Ref("cell_outcomes", cell) for cell in cells]
     before = {ref: store.landed(ref) for ref in refs}
-    kept = whole.landed_files(project, [*refs, Ref("warehouse")])
+    kept = whole.landed_files(project, [*refs, _WAREHOUSE])
     found: list[str | None] = []
-    with Reader(project) as reader:
-        at_work = [
-            subprocess.Popen(
-                project.materialization(ref, force=True),
-                env=project.environment,
-                cwd=project.data,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+    with ExitStack() as stack:
+        reader = stack.enter_context(Reader(project))
+        at_work = {
+            ref: stack.enter_context(
+                started(project, project.materialization(ref, force=True), f"evaluation-{i}")
             )
-            for ref in refs
-        ]
-        while any(process.poll() is None for process in at_work) or len(found) < _REBUILDS:
-            done = subprocess.run(
-                project.materialization(Ref("warehouse"), force=True),
-                env=project.environment,
-                cwd=project.data,
-                capture_output=True,
-                text=True,
-                timeout=_PATIENCE,
-                check=False,
-            )
-            failed = f"a rebuild: {(done.stdout + done.stderr)[-500:]}"
-            found.append(failed if done.returncode else whole.other_rows(project, undisturbed))
-    for ref, process in zip(refs, at_work, strict=True):
+            for i, ref in enumerate(refs)
+        }
+        rebuild = project.materialization(_WAREHOUSE, force=True)
+        while len(found) < _REBUILDS or any(o.process.poll() is None for o in at_work.values()):
+            with started(project, rebuild, "rebuild") as rebuilding:
+                failed = rebuilding.process.wait(timeout=_PATIENCE)
+            said = f"a rebuild ended with status {failed}: {rebuilding.said[-500:]}"
+            found.append(said if failed else whole.other_rows(project, undisturbed))
+    for ref, one in at_work.items():
         manifest = store.landed(ref)
-        if process.wait(timeout=_PATIENCE) != 0:
-            found.append(f"{ref} ended with status {process.returncode}")
+        if one.process.returncode != 0:
+            found.append(f"{ref} ended with {one.process.returncode}: {one.said[-500:]}")
         elif manifest.provenance.run_id == before[ref].provenance.run_id:
             found.append(f"{ref} was not made again")
         elif manifest.data_version != before[ref].data_version:
@@ -153,7 +147,7 @@ def evaluated_while_read_and_rebuilt(
     found.append(
         reader.problem
         or (f"readers saw {reader.seen}" if len(reader.seen) != 1 else None)
-        or whole.changed(kept, whole.landed_files(project, [*refs, Ref("warehouse")]))
+        or whole.changed(kept, whole.landed_files(project, [*refs, _WAREHOUSE]))
         or whole.debris(project)
     )
     return found, reader

@@ -42,6 +42,7 @@ _RUNS, _MATERIALIZATIONS = 6, 2
 #: What comes out byte by byte as it was; a DuckDB file and what quotes its hash do not.
 _SAME_BYTES = frozenset({"training_dataset", "checkpoint", "cell_outcomes"})
 _WAREHOUSE = Ref("warehouse")
+_PATIENCE = 900.0
 
 
 @dataclass
@@ -49,8 +50,8 @@ class Bench:
     """A copy of the complete study, on which one thing after another is killed.
 
     Attributes:
-        whole_again: What became of the store is held against this one's.
-        seconds: How long making a partition of an asset takes, as far as is known.
+        undisturbed: What the warehouse must be like in the end.
+        seconds: The work of making a partition of an asset, in seconds of a processor.
         moments: For each kill whether the partition had landed by then.
     """
 
@@ -91,7 +92,7 @@ class Bench:
 
     def wait(self, ref: Ref, process: subprocess.Popen[bytes], seen: set[str]) -> bool:
         """Wait until a draft of ``ref`` that is not ``seen`` is being written; False if none is."""
-        folder, deadline = self.project.store.folder(ref), time.monotonic() + 300
+        folder, deadline = self.project.store.folder(ref), time.monotonic() + _PATIENCE
         while process.poll() is None and time.monotonic() < deadline:
             if drafts := {p.name for p in folder.glob(".draft-*")} - seen:
                 seen |= drafts
@@ -99,19 +100,37 @@ class Bench:
             time.sleep(0.005)
         return False
 
-    def sleep(self, asset: str, rng: random.Random) -> None:
-        """Wait for a uniformly drawn share of what making a partition takes, and a little more."""
-        time.sleep(rng.uniform(0, 1.2 * self.seconds[asset]))
+    def sleep(self, ref: Ref, pid: int, rng: random.Random) -> None:
+        """Wait for a uniformly drawn share of the work of making a partition, or a little longer.
 
-    def note(self, ref: Ref) -> None:
-        """Where a kill has hit: the next ones are spread over what it takes as the machine is."""
-        landed = self.project.store.manifest(ref) is not None
-        hits = self.moments.setdefault(ref.asset, [])
-        hits.append(landed)
-        if landed:
-            self.seconds[ref.asset] *= 0.9
-        elif hits[-4:] == [False] * 4:
-            self.seconds[ref.asset] *= 1.3
+        Of the work, in seconds of a processor: how long it takes depends on who else is at work.
+        """
+        folder = self.project.store.folder(ref)
+        until = whole.worked(pid) + rng.uniform(0, 1.1) * self.seconds[ref.asset]
+        while whole.worked(pid) < until:
+            if not any(folder.glob(".draft-*")):
+                time.sleep(rng.uniform(0, 0.5))  # landed: Dagster is told of it now
+                return
+            time.sleep(0.005)
+
+    def measure(self) -> None:
+        """Make one partition of each kind, undisturbed, and note how long each works at it."""
+        cell, store = self.graph.study.cells_of("trained")[0].key, self.project.store
+        refs = [Ref(asset, cell if self.graph.assets[asset].keys else None) for asset in KINDS]
+        for ref in refs:
+            shutil.rmtree(store.folder(ref))
+        process = self.start(self.run())
+        for ref in refs:  # in the order in which they are made
+            begins = self.wait(ref, process, set())
+            worker = _worker(process.pid) or process.pid
+            began = whole.worked(worker)
+            while begins and any(store.folder(ref).glob(".draft-*")):
+                time.sleep(0.005)
+            if store.manifest(ref) is None:
+                raise RuntimeError(f"{ref} was not made: {self.said()}")
+            self.seconds[ref.asset] = whole.worked(worker) - began
+        if process.wait(timeout=_PATIENCE) != 0:
+            raise RuntimeError(self.said())
 
 
 @dataclass
@@ -126,9 +145,7 @@ class Trial:
         self.seen: set[str] = set()
         self.beside = [self.ref] if self.ref.asset in _SAME_BYTES else [_WAREHOUSE, Ref("report")]
         store = self.bench.project.store
-        landed = store.landed(self.ref)
-        self.version = landed.data_version
-        self.bench.seconds.setdefault(self.ref.asset, landed.summary["seconds"])
+        self.version = store.landed(self.ref).data_version
         shutil.rmtree(store.folder(self.ref))
         self.before = whole.landed_files(self.bench.project, self.beside)
 
@@ -142,9 +159,8 @@ class Trial:
             second = [*workers, *second]
         for targets in (workers, second):
             if bench.wait(self.ref, process, self.seen):
-                bench.sleep(self.ref.asset, self.rng)
-                if (problem := self._kill(targets)) != "":
-                    found.append(problem)
+                bench.sleep(self.ref, _worker(process.pid) or process.pid, self.rng)
+                self._kill(targets, found)
         return self._mended(process, found)
 
     def killed_by_itself(self) -> list[str | None]:
@@ -152,20 +168,19 @@ class Trial:
         bench, found = self.bench, []
         process = bench.start(bench.project.materialization(self.ref))
         if bench.wait(self.ref, process, self.seen):
-            bench.sleep(self.ref.asset, self.rng)
-            if (problem := self._kill([lambda: process.pid])) != "":
-                found.append(problem)
+            bench.sleep(self.ref, process.pid, self.rng)
+            self._kill([lambda: process.pid], found)
         return self._mended(process, found)
 
-    def _kill(self, targets: Sequence[Callable[[], int | None]]) -> str | None:
-        """Kill, and look at what there is; "" if nothing was left to be killed."""
+    def _kill(self, targets: Sequence[Callable[[], int | None]], found: list[str | None]) -> None:
+        """Kill, and look at what there is; unless nothing is left to be killed."""
         pids = [pid for target in targets if (pid := target()) and whole.running(pid, "python")]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        if not pids:
-            return ""
-        self.bench.note(self.ref)
-        return self._looked_at()
+        if pids:
+            landed = self.bench.project.store.manifest(self.ref) is not None
+            self.bench.moments.setdefault(self.ref.asset, []).append(landed)
+            found.append(self._looked_at())
 
     def _looked_at(self) -> str | None:
         after = whole.landed_files(self.bench.project, self.beside)
@@ -178,11 +193,11 @@ class Trial:
         """What was found at each kill, and once more after a plain run, which counts for all."""
         bench, project = self.bench, self.bench.project
         try:
-            process.wait(timeout=300)
+            process.wait(timeout=_PATIENCE)
         finally:
             problem = whole.orphans(project)
         again = bench.start(bench.run())
-        if problem is None and again.wait(timeout=300) != 0:
+        if problem is None and again.wait(timeout=_PATIENCE) != 0:
             problem = f"a plain run ends with status {again.returncode}: {bench.said()}"
         problem = problem or self._looked_at() or whole.debris(project) or self._unlike()
         problem = problem or unfinished_runs(project)
@@ -219,7 +234,7 @@ def ends_as_undisturbed(bench: Bench) -> str | None:
     """That ledger and warehouse, made anew from all that was killed, have the same rows."""
     for name in ("number_ledger", "warehouse", "report"):
         shutil.rmtree(bench.project.store.folder(Ref(name)))
-    if bench.start(bench.run()).wait(timeout=300) != 0:
+    if bench.start(bench.run()).wait(timeout=_PATIENCE) != 0:
         return bench.said()
     return whole.other_rows(bench.project, bench.undisturbed)
 
@@ -245,9 +260,11 @@ def killed(folder: Path, undisturbed: Project, seed: int) -> list[Row]:
     commands = ["run"] * _RUNS + ["dagster"] * _MATERIALIZATIONS
     trials = [(asset, i, how) for i, how in enumerate(commands) for asset in KINDS]
     n = environment.processors()
+    first = Bench(undisturbed.copy(folder / "measured"), undisturbed)
+    first.measure()
 
     def share(i: int) -> list[tuple[str, list[str | None], Bench]]:
-        bench = Bench(undisturbed.copy(folder / f"copy-{i}"), undisturbed)
+        bench = Bench(undisturbed.copy(folder / f"copy-{i}"), undisturbed, first.seconds)
         found = [
             (asset, killed_at(bench, asset, how, random.Random(f"{seed}/{asset}/{j}")), bench)
             for asset, j, how in trials[i::n]

@@ -21,7 +21,7 @@ OUTCOMES, CHECKPOINT = Ref("cell_outcomes", CELL), Ref("checkpoint", CELL)
 
 def test_killed_and_run_again_nothing_is_lost(project, tmp_path):
     """The worker that trains, then its successor along with the command; Dagster's own command."""
-    bench = Bench(project.copy(tmp_path / "data"), project)
+    bench = Bench(project.copy(tmp_path / "data"), project, {"checkpoint": 3.0, "report": 1.0})
     found = killed_at(bench, "checkpoint", "run", random.Random(7))
     assert found == [None] * len(found)
     assert bench.moments["checkpoint"]
@@ -140,6 +140,5 @@ def test_a_trial_looks_at_everything_but_what_it_kills(own_project):
     manifest = own_project.store.folder(CHECKPOINT) / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text + "\n")
-    assert (
-        trial._looked_at() == f"{OUTCOMES}, after a kill: checkpoint/{CELL}/manifest.json is other"
-    )
+    found = f"{trial.ref}, after a kill: checkpoint/{CELL}/manifest.json is other"
+    assert trial._looked_at() == found
