@@ -124,10 +124,10 @@ class Bench:
             begins = self.wait(ref, process, set())
             worker = _worker(process.pid) or process.pid
             began = whole.worked(worker)
-            while begins and any(store.folder(ref).glob(".draft-*")):
+            while store.manifest(ref) is None:
+                if not begins or process.poll() is not None:
+                    raise RuntimeError(f"{ref} was not made: {self.said()}")
                 time.sleep(0.005)
-            if store.manifest(ref) is None:
-                raise RuntimeError(f"{ref} was not made: {self.said()}")
             self.seconds[ref.asset] = whole.worked(worker) - began
         if process.wait(timeout=_PATIENCE) != 0:
             raise RuntimeError(self.said())
