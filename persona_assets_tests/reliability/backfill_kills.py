@@ -80,6 +80,7 @@ def killed_in_a_backfill(
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         first.process.wait(timeout=120)
+        first.log.close()
     if problem := _looked_at(project, before, lost):
         return problem
     again = Webserver(project)
