@@ -26,6 +26,7 @@ from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.pools import pool_of
 from persona_assets.release import release_read
+from persona_assets.reported import unreported
 from persona_assets.run_lock import only_run
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
@@ -198,23 +199,24 @@ def run(
         ValueError: no cell matches, or there is no asset ``up_to``.
         AlreadyRunning: another process is running this study.
     """
+    import dagster as dg
+
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     with only_run(store):
+        _fail_lost_runs(study.name)
         release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
-        freshness = Freshness(graph, store)
+        with dg.DagsterInstance.get() as instance:
+            done = _done([r for unit in todo.units for r in unit.refs], graph, store, instance)
         outcomes: dict[Unit, Outcome] = {
-            unit: Outcome("fresh")
-            for unit in todo.units
-            if all(freshness.state(ref) == "fresh" for ref in unit.refs)
+            unit: Outcome("fresh") for unit in todo.units if done.issuperset(unit.refs)
         }
         for name in todo.left_out:
             say(f"left out for want of cells: {name}")
         pending = [unit for unit in todo.units if unit not in outcomes]
         if pending:
             say(f"{len(pending)} runs to do, {len(outcomes)} up to date; {workers} workers")
-            _fail_lost_runs(study.name)
             try:
                 _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
             finally:
@@ -429,8 +431,8 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
     """One Dagster run over those of the unit's partitions that are not up to date."""
     import dagster as dg
 
-    freshness = Freshness(graph, store)
-    assets = [ref.asset for ref in unit.refs if freshness.state(ref) != "fresh"]
+    done = _done(unit.refs, graph, store, instance)
+    assets = [ref.asset for ref in unit.refs if ref not in done]
     if not assets:
         return Outcome("fresh")
     started = time.perf_counter()
@@ -447,7 +449,7 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
     manifests = [manifest for ref in unit.refs if (manifest := after.manifest(ref))]
     if result.success:
         ours = any(manifest.provenance.run_id == result.run_id for manifest in manifests)
-        # Else another process was at it, and this run has waited and kept what that one made.
+        # Else this run has kept what another made, and told Dagster of it.
         return Outcome("done" if ours else "fresh", seconds, run_id=result.run_id)
     found = [
         f"  {manifest.ref} failed {audit.name}: {audit.observed}; asked for: {audit.threshold}. "
@@ -458,6 +460,13 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
     ] or [f"  {message}" for message in _messages(result)]
     where = f"  (Dagster run {result.run_id} has the whole log)"
     return Outcome("failed", seconds, "\n".join([*found, where]), result.run_id)
+
+
+def _done(refs: Iterable[Ref], graph: Graph, store: Store, instance) -> set[Ref]:
+    """Those that are up to date, and that Dagster knows of."""
+    freshness = Freshness(graph, store)
+    fresh = {ref: store.landed(ref) for ref in refs if freshness.state(ref) == "fresh"}
+    return fresh.keys() - unreported(instance, store.study, fresh.values())
 
 
 def _messages(result) -> Iterator[str]:

@@ -211,7 +211,7 @@ def test_one_cell_again_is_byte_identical(own_project):
     assert set(own_project.states().values()) == {"fresh"}
 
 
-def test_a_lost_run_is_closed_by_the_next(own_project, monkeypatch):
+def test_a_lost_run_is_closed_by_the_next_and_what_it_landed_is_shown(own_project, monkeypatch):
     """Left as started, it would fill the UI's run queue for ever."""
     for name, value in own_project.environment.items():
         monkeypatch.setenv(name, value)
@@ -228,10 +228,25 @@ def test_a_lost_run_is_closed_by_the_next(own_project, monkeypatch):
             status=dg.DagsterRunStatus.STARTED,
             tags=tags | {GRPC_INFO_TAG: "{}"},
         )
+        # Landed by runs that were killed before they could tell Dagster.
+        keys = [dg.AssetKey(["tiny", asset]) for asset in ("forest_plot", "cell_outcomes")]
+        instance.wipe_assets(keys)
+        before = own_project.store.landed(Ref("forest_plot"))
         (own_project.store.folder(Ref("report")) / "manifest.json").unlink()
         assert own_project.run("run", "--study", "tiny", "--workers", "1").returncode == 0
+        plot = instance.get_latest_materialization_event(keys[0]).asset_materialization
+        assert plot.metadata["made_by"].value == before.provenance.run_id
+        assert own_project.store.landed(Ref("forest_plot")) == before
+        shown = set(instance.get_materialized_partitions(keys[1]))
+        assert shown == {cell.key for cell in own_project.study.cells}
         assert instance.get_run_by_id(lost.run_id).status == dg.DagsterRunStatus.FAILURE
         assert instance.get_run_by_id(launched.run_id).status == dg.DagsterRunStatus.STARTED
+        # One that was killed when all had landed: there is nothing else to do.
+        last = instance.create_run_for_job(
+            dg.GraphDefinition("lost").to_job(), status=dg.DagsterRunStatus.STARTED, tags=tags
+        )
+        assert "nothing to do" in own_project.run("run", "--study", "tiny").stdout
+        assert instance.get_run_by_id(last.run_id).status == dg.DagsterRunStatus.FAILURE
 
 
 def test_what_is_lost_and_a_changed_title_are_made_good(own_project):

@@ -200,7 +200,7 @@ class Trial:
         if problem is None and again.wait(timeout=_PATIENCE) != 0:
             problem = f"a plain run ends with status {again.returncode}: {bench.said()}"
         problem = problem or self._looked_at() or whole.debris(project) or self._unlike()
-        problem = problem or unfinished_runs(project)
+        problem = problem or unfinished_runs(project) or unknown(project, self.ref)
         return [f"{self.ref}: {problem}" if problem else one for one in found]
 
     def _unlike(self) -> str | None:
@@ -222,6 +222,18 @@ def unfinished_runs(project: Project) -> str | None:
         left = dagster.get_runs(dg.RunsFilter(statuses=statuses))
     left = [run for run in left if environment.WORKER_TAG in run.tags]
     return f"run {left[0].run_id} counts as {left[0].status.value} for ever" if left else None
+
+
+def unknown(project: Project, ref: Ref) -> str | None:
+    """That Dagster's pages show what has landed: a kill may hit before it is told."""
+    wanted = dg.AssetRecordsFilter(
+        dg.AssetKey(["tiny", ref.asset]), asset_partitions=[ref.key] if ref.key else None
+    )
+    with dg.DagsterInstance.local_temp(str(project.data / "dagster")) as dagster:
+        (latest,) = dagster.fetch_materializations(wanted, limit=1).records or (None,)
+    shown = latest and latest.asset_materialization.metadata["data_version"].value
+    landed = project.store.landed(ref).data_version
+    return None if shown == landed else f"Dagster shows {shown}, {landed} has landed"
 
 
 def _worker(pid: int) -> int | None:
