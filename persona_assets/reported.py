@@ -1,7 +1,7 @@
-"""What Dagster knows of what has landed.
+"""What Dagster knows, against what is the case: a killed process tells it nothing more.
 
-A partition lands in the store before its run says so. A process that is killed in between leaves it
-landed, and to Dagster's pages not materialized, or as it was before.
+Its run counts as started for ever. And a partition lands in the store before its run says so: if
+that is killed in between, Dagster's pages have the partition as missing, or as it was before.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from persona_assets.environment import WORKER_TAG
 from persona_assets.store import Manifest, Ref
 
 if TYPE_CHECKING:
@@ -47,3 +48,25 @@ def _seen(instance: DagsterInstance, asset: AssetKey) -> dict[str | None, str | 
     if latest is not None and latest.asset_materialization.partition is None:
         seen[None] = (latest.asset_materialization.tags or {}).get(DATA_VERSION_TAG)
     return seen
+
+
+def fail_lost_runs(study_name: str, pid: int | None = None) -> None:
+    """Mark runs that no worker is at any more as failed: they would fill the UI's run queue.
+
+    The run lock is ours, so every unfinished run of a worker is lost but those of our own
+    workers; ``pid`` names the one of those that has died. Also lets Dagster make its tables
+    before several workers try to at once.
+    """
+    import dagster as dg
+
+    from persona_assets.launcher import was_launched
+
+    statuses = dg.DagsterRunStatus
+    unfinished = dg.RunsFilter(
+        tags={"study": study_name} | ({WORKER_TAG: str(pid)} if pid else {}),
+        statuses=[statuses.NOT_STARTED, statuses.STARTING, statuses.STARTED],
+    )
+    with dg.DagsterInstance.get() as instance:
+        for lost in instance.get_runs(unfinished):
+            if WORKER_TAG in lost.tags and not was_launched(lost):
+                instance.report_run_failed(lost, "The worker process died.")

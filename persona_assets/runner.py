@@ -26,7 +26,7 @@ from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.pools import pool_of
 from persona_assets.release import release_read
-from persona_assets.reported import unreported
+from persona_assets.reported import fail_lost_runs, unreported
 from persona_assets.run_lock import only_run
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
@@ -204,7 +204,7 @@ def run(
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     with only_run(store):
-        _fail_lost_runs(study.name)
+        fail_lost_runs(study.name)
         release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
         with dg.DagsterInstance.get() as instance:
@@ -220,7 +220,7 @@ def run(
             try:
                 _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
             finally:
-                _fail_lost_runs(study.name)
+                fail_lost_runs(study.name)
             release_read(graph, store)
         else:
             say(f"nothing to do: all {len(outcomes)} runs of study {study.name} are up to date")
@@ -339,7 +339,7 @@ class _Dispatcher:
             self._finish(unit, worker.pipe.recv())
         except (EOFError, ConnectionError):
             why = f"its worker died (exit code {self._dismiss(worker)})"
-            _fail_lost_runs(self.study_name, worker.process.pid)
+            fail_lost_runs(self.study_name, worker.process.pid)
             if unit in self.retried:
                 self._finish(unit, Outcome("failed", error=f"{why}, twice"))
             else:
@@ -475,25 +475,3 @@ def _messages(result) -> Iterator[str]:
         if event.is_step_failure and event.event_specific_data.error:
             error = event.event_specific_data.error
             yield (error.cause or error).message.strip()
-
-
-def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
-    """Mark runs that no worker is at any more as failed: they would fill the UI's run queue.
-
-    The run lock is ours, so every unfinished run of a worker is lost but those of our own
-    workers; ``pid`` names the one of those that has died. Also lets Dagster make its tables
-    before several workers try to at once.
-    """
-    import dagster as dg
-
-    from persona_assets.launcher import was_launched
-
-    statuses = dg.DagsterRunStatus
-    unfinished = dg.RunsFilter(
-        tags={"study": study_name} | ({WORKER_TAG: str(pid)} if pid else {}),
-        statuses=[statuses.NOT_STARTED, statuses.STARTING, statuses.STARTED],
-    )
-    with dg.DagsterInstance.get() as instance:
-        for lost in instance.get_runs(unfinished):
-            if WORKER_TAG in lost.tags and not was_launched(lost):
-                instance.report_run_failed(lost, "The worker process died.")
