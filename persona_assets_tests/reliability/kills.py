@@ -52,13 +52,14 @@ class Bench:
     Attributes:
         undisturbed: What the warehouse must be like in the end.
         seconds: The work of making a partition of an asset, in seconds of a processor.
-        moments: For each kill whether the partition had landed by then.
+        moments: For each kill of an asset the share of that work that was done, and whether the
+            partition had landed.
     """
 
     project: Project
     undisturbed: Project
     seconds: dict[str, float] = field(default_factory=dict)
-    moments: dict[str, list[bool]] = field(default_factory=dict)
+    moments: dict[str, list[tuple[float, bool]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph: Graph = self.project.graph
@@ -100,18 +101,18 @@ class Bench:
             time.sleep(0.005)
         return False
 
-    def sleep(self, ref: Ref, pid: int, rng: random.Random) -> None:
-        """Wait for a uniformly drawn share of the work of making a partition, or a little longer.
+    def sleep(self, ref: Ref, pid: int, rng: random.Random) -> float:
+        """Wait for a uniformly drawn share of the work of making a partition; the share.
 
         Of the work, in seconds of a processor: how long it takes depends on who else is at work.
         """
-        folder = self.project.store.folder(ref)
-        until = whole.worked(pid) + rng.uniform(0, 1.1) * self.seconds[ref.asset]
-        while whole.worked(pid) < until:
+        folder, began, share = self.project.store.folder(ref), whole.worked(pid), rng.uniform(0, 1.1)
+        while whole.worked(pid) < began + share * self.seconds[ref.asset]:
             if not any(folder.glob(".draft-*")):
                 time.sleep(rng.uniform(0, 0.5))  # landed: Dagster is told of it now
-                return
+                return 1.0
             time.sleep(0.005)
+        return share
 
     def measure(self) -> None:
         """Make one partition of each kind, undisturbed, and note how long each works at it."""
@@ -159,8 +160,8 @@ class Trial:
             second = [*workers, *second]
         for targets in (workers, second):
             if bench.wait(self.ref, process, self.seen):
-                bench.sleep(self.ref, _worker(process.pid) or process.pid, self.rng)
-                self._kill(targets, found)
+                share = bench.sleep(self.ref, _worker(process.pid) or process.pid, self.rng)
+                self._kill(targets, share, found)
         return self._mended(process, found)
 
     def killed_by_itself(self) -> list[str | None]:
@@ -168,18 +169,20 @@ class Trial:
         bench, found = self.bench, []
         process = bench.start(bench.project.materialization(self.ref))
         if bench.wait(self.ref, process, self.seen):
-            bench.sleep(self.ref, process.pid, self.rng)
-            self._kill([lambda: process.pid], found)
+            share = bench.sleep(self.ref, process.pid, self.rng)
+            self._kill([lambda: process.pid], share, found)
         return self._mended(process, found)
 
-    def _kill(self, targets: Sequence[Callable[[], int | None]], found: list[str | None]) -> None:
+    def _kill(
+        self, targets: Sequence[Callable[[], int | None]], share: float, found: list[str | None]
+    ) -> None:
         """Kill, and look at what there is; unless nothing is left to be killed."""
         pids = [pid for target in targets if (pid := target()) and whole.running(pid, "python")]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         if pids:
             landed = self.bench.project.store.manifest(self.ref) is not None
-            self.bench.moments.setdefault(self.ref.asset, []).append(landed)
+            self.bench.moments.setdefault(self.ref.asset, []).append((share, landed))
             found.append(self._looked_at())
 
     def _looked_at(self) -> str | None:
@@ -196,9 +199,8 @@ class Trial:
             process.wait(timeout=_PATIENCE)
         finally:
             problem = whole.orphans(project)
-        again = bench.start(bench.run())
-        if problem is None and again.wait(timeout=_PATIENCE) != 0:
-            problem = f"a plain run ends with status {again.returncode}: {bench.said()}"
+        if status := bench.start(bench.run()).wait(timeout=_PATIENCE):
+            problem = problem or f"a plain run ends with status {status}: {bench.said()}"
         problem = problem or self._looked_at() or whole.debris(project) or self._unlike()
         problem = problem or unfinished_runs(project) or unknown(project, self.ref)
         return [f"{self.ref}: {problem}" if problem else one for one in found]
@@ -207,12 +209,10 @@ class Trial:
         project = self.bench.project
         if stale := {str(ref) for ref, state in project.states().items() if state != "fresh"}:
             return f"not up to date after a plain run: {sorted(stale)[:5]}"
+        if self.ref.asset not in _SAME_BYTES:
+            return whole.other_rows(project, self.bench.undisturbed)
         now = project.store.landed(self.ref).data_version
-        if self.ref.asset in _SAME_BYTES and now != self.version:
-            return f"came out as {now}, was {self.version}"
-        if self.ref.asset in _SAME_BYTES:  # no warehouse was made
-            return None
-        return whole.other_rows(project, self.bench.undisturbed)
+        return None if now == self.version else f"came out as {now}, was {self.version}"
 
 
 def unfinished_runs(project: Project) -> str | None:
@@ -281,7 +281,7 @@ def killed(folder: Path, undisturbed: Project, seed: int) -> list[Row]:
             (asset, killed_at(bench, asset, how, random.Random(f"{seed}/{asset}/{j}")), bench)
             for asset, j, how in trials[i::n]
         ]
-        return [*found, ("warehouse", [ends_as_undisturbed(bench)], bench)]
+        return [*found, ("", [ends_as_undisturbed(bench)], bench)]
 
     with ThreadPoolExecutor(n) as threads:
         found = list(chain.from_iterable(threads.map(share, range(n))))
@@ -291,7 +291,10 @@ def killed(folder: Path, undisturbed: Project, seed: int) -> list[Row]:
         for problem in chain.from_iterable(p for a, p, _ in found if a == asset):
             row.count(problem)
         benches = {id(bench): bench for _, _, bench in found}.values()
-        moments = [m for bench in benches for m in bench.moments.get(asset, [])]
-        row.seen = f"{sum(moments)} after it had landed"
+        shares, landed = zip(*(m for b in benches for m in b.moments.get(asset, [])), strict=True)
+        row.seen = f"at {min(shares):.0%} to {max(shares):.0%} of the work, {sum(landed)} landed"
         made.append(row)
-    return made
+    anew = Row("ledger and warehouse made anew from what all these kills have left")
+    for problem in chain.from_iterable(p for asset, p, _ in found if not asset):
+        anew.count(problem)
+    return [*made, anew]

@@ -40,13 +40,14 @@ def broken(project: Project) -> str | None:
     graph, store = project.graph, project.store
     freshness = Freshness(graph, store)
     for ref in graph.refs:
+        state = freshness.state(ref)  # first: it may land meanwhile
         try:
             manifest = store.manifest(ref)
         except StoreError as error:
             return str(error)
         if manifest is None:
-            if freshness.state(ref) != "missing":
-                return f"{ref} has no manifest and counts as {freshness.state(ref)}"
+            if state != "missing":
+                return f"{ref} has no manifest and counts as {state}"
             continue
         for name, entry in manifest.files.items():
             path = store.folder(ref) / manifest.version / name
