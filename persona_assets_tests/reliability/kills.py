@@ -106,7 +106,8 @@ class Bench:
 
         Of the work, in seconds of a processor: how long it takes depends on who else is at work.
         """
-        folder, began, share = self.project.store.folder(ref), whole.worked(pid), rng.uniform(0, 1.1)
+        folder, share = self.project.store.folder(ref), rng.uniform(0, 1.1)
+        began = whole.worked(pid)
         while whole.worked(pid) < began + share * self.seconds[ref.asset]:
             if not any(folder.glob(".draft-*")):
                 time.sleep(rng.uniform(0, 0.5))  # landed: Dagster is told of it now
