@@ -25,8 +25,8 @@ from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.pools import pool_of
+from persona_assets.records import unrecorded
 from persona_assets.release import release_read
-from persona_assets.reported import fail_lost_runs, unreported
 from persona_assets.run_lock import only_run
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
@@ -204,13 +204,16 @@ def run(
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     with only_run(store):
-        fail_lost_runs(study.name)
         release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
+        _fail_lost_runs(study.name)
+        freshness = Freshness(graph, store)
         with dg.DagsterInstance.get() as instance:
-            done = _done([r for unit in todo.units for r in unit.refs], graph, store, instance)
+            untold = unrecorded(freshness, instance, [ref for u in todo.units for ref in u.refs])
         outcomes: dict[Unit, Outcome] = {
-            unit: Outcome("fresh") for unit in todo.units if done.issuperset(unit.refs)
+            unit: Outcome("fresh")
+            for unit in todo.units
+            if all(freshness.state(ref) == "fresh" and ref not in untold for ref in unit.refs)
         }
         for name in todo.left_out:
             say(f"left out for want of cells: {name}")
@@ -220,7 +223,7 @@ def run(
             try:
                 _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
             finally:
-                fail_lost_runs(study.name)
+                _fail_lost_runs(study.name)
             release_read(graph, store)
         else:
             say(f"nothing to do: all {len(outcomes)} runs of study {study.name} are up to date")
@@ -339,7 +342,7 @@ class _Dispatcher:
             self._finish(unit, worker.pipe.recv())
         except (EOFError, ConnectionError):
             why = f"its worker died (exit code {self._dismiss(worker)})"
-            fail_lost_runs(self.study_name, worker.process.pid)
+            _fail_lost_runs(self.study_name, worker.process.pid)
             if unit in self.retried:
                 self._finish(unit, Outcome("failed", error=f"{why}, twice"))
             else:
@@ -428,11 +431,12 @@ def _hush() -> None:
 
 
 def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
-    """One Dagster run over those of the unit's partitions that are not up to date."""
+    """One Dagster run over those of the unit's partitions that are not up to date, or on record."""
     import dagster as dg
 
-    done = _done(unit.refs, graph, store, instance)
-    assets = [ref.asset for ref in unit.refs if ref not in done]
+    freshness = Freshness(graph, store)
+    untold = unrecorded(freshness, instance, unit.refs)
+    assets = [r.asset for r in unit.refs if freshness.state(r) != "fresh" or r in untold]
     if not assets:
         return Outcome("fresh")
     started = time.perf_counter()
@@ -462,16 +466,31 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
     return Outcome("failed", seconds, "\n".join([*found, where]), result.run_id)
 
 
-def _done(refs: Iterable[Ref], graph: Graph, store: Store, instance) -> set[Ref]:
-    """Those that are up to date, and that Dagster knows of."""
-    freshness = Freshness(graph, store)
-    fresh = {ref: store.landed(ref) for ref in refs if freshness.state(ref) == "fresh"}
-    return fresh.keys() - unreported(instance, store.study, fresh.values())
-
-
 def _messages(result) -> Iterator[str]:
     """What the asset raised in each failed step: Dagster wraps it once, libraries lie below."""
     for event in result.all_events:
         if event.is_step_failure and event.event_specific_data.error:
             error = event.event_specific_data.error
             yield (error.cause or error).message.strip()
+
+
+def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
+    """Mark runs that no worker is at any more as failed: they would fill the UI's run queue.
+
+    The run lock is ours, so every unfinished run of a worker is lost but those of our own
+    workers; ``pid`` names the one of those that has died. Also lets Dagster make its tables
+    before several workers try to at once.
+    """
+    import dagster as dg
+
+    from persona_assets.launcher import was_launched
+
+    statuses = dg.DagsterRunStatus
+    unfinished = dg.RunsFilter(
+        tags={"study": study_name} | ({WORKER_TAG: str(pid)} if pid else {}),
+        statuses=[statuses.NOT_STARTED, statuses.STARTING, statuses.STARTED],
+    )
+    with dg.DagsterInstance.get() as instance:
+        for lost in instance.get_runs(unfinished):
+            if WORKER_TAG in lost.tags and not was_launched(lost):
+                instance.report_run_failed(lost, "The worker process died.")
