@@ -288,7 +288,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder, os.O_RDONLY)
         except OSError as error:
-            raise StoreError(f"{folder} cannot be made for {ref} ({error}).") from error
+            raise StoreError(f"{ref} cannot be made: {error}") from error
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,12 +296,15 @@ class Store:
                 on_wait()
                 fcntl.flock(lock, fcntl.LOCK_EX)
             except OSError as error:
-                raise StoreError(f"{folder} cannot be locked for {ref} ({error}).") from error
+                raise StoreError(
+                    f"{ref} cannot be made: {folder} cannot be locked ({error})"
+                ) from error
             for pattern in _DEBRIS:
                 for left in folder.glob(pattern):
                     _remove(left)
             yield
         finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a forked child, an engine, has a copy of it
             os.close(lock)
 
     @contextmanager

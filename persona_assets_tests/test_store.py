@@ -128,6 +128,32 @@ def test_a_killed_processs_turn_is_over_and_what_it_left_is_removed(tmp_path, st
         assert store.frame(REF)["value"].to_list() == [7]
 
 
+FORK_IN_A_TURN = """
+import os, sys, time
+from pathlib import Path
+from persona_assets.store import Store
+from persona_assets_tests.test_store import REF
+with Store(Path(sys.argv[1]), "study").turn(REF):
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+print(child, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_turn_is_over_though_a_child_of_it_lives_on(tmp_path, store):
+    """As an engine's core does, which was forked when it was first asked."""
+    command = [sys.executable, "-c", FORK_IN_A_TURN, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        child = int(other.stdout.readline())
+        waited = []
+        with store.turn(REF, on_wait=lambda: (waited.append(1), os.kill(child, signal.SIGKILL))):
+            assert waited == []
+        os.kill(child, signal.SIGKILL)
+        other.stdin.close()
+
+
 def test_an_empty_draft_does_not_land(store):
     with store.draft(REF) as draft, pytest.raises(StoreError, match="nothing was written"):
         store.land(REF, draft, provenance=MADE_BY)
