@@ -22,6 +22,7 @@ from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.hashing import sha256_json
+from persona_assets.launcher import was_launched
 from persona_assets.reporting.so_far import SO_FAR, so_far
 from persona_assets.run_lock import is_running
 from persona_assets.runner import Unit
@@ -142,7 +143,7 @@ class Look:
         An unfinished run of ``persona-assets run`` while none is at work is lost: it makes nothing.
         """
         for run in self.instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):
-            if WORKER_TAG in run.tags:
+            if WORKER_TAG in run.tags and not was_launched(run):
                 continue
             selected = [list(key.path) for key in run.asset_selection or ()]
             if not selected and run.tags.get("study") == self.study.name:

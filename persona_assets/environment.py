@@ -33,6 +33,8 @@ ENGINE = "PERSONA_ASSETS_ENGINE"
 
 #: Run tag: the process of ``persona-assets run`` that makes it.
 WORKER_TAG = "persona_assets/worker"
+#: Run tag: the process that makes it, where somebody has started that by hand.
+PROCESS_TAG = "persona_assets/process"
 
 #: The files that stand for a split in :data:`ARC_DIR`, train first.
 ARC_FILES = ("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl")

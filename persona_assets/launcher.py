@@ -1,8 +1,9 @@
 """Dagster's local run launcher, with an answer to whether a run's process is still there.
 
 The stock one leaves that question open, so that run monitoring never ends a run whose code server
-was killed along with it, nor one of ``persona-assets run`` that was: such runs stay "started" for
-ever, and the queue takes their pools for full. ``dagster.yaml`` names this class.
+was killed along with it, nor one of ``persona-assets run`` or ``dagster asset materialize`` that
+was: such runs stay "started" for ever, and the queue takes their pools for full. ``dagster.yaml``
+names this class.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
 
-from persona_assets.environment import WORKER_TAG
+from persona_assets.environment import PROCESS_TAG, WORKER_TAG
 
 _PATIENCE_SECONDS = 10
 
@@ -32,12 +33,14 @@ class LocalRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Whether the process that makes ``run`` is still there."""
-        if pid := run.tags.get(WORKER_TAG):
-            running, who = _is_alive(int(pid)), f"worker {pid} of `persona-assets run`"
-        elif GRPC_INFO_TAG in run.tags:
+        if was_launched(run):
             running, who = self._is_executing(run), "its process, or the code server's,"
+        elif pid := run.tags.get(WORKER_TAG):
+            running, who = _is_alive(int(pid)), f"worker {pid} of `persona-assets run`"
+        elif pid := run.tags.get(PROCESS_TAG):
+            running, who = _is_alive(int(pid)), f"process {pid}, started by hand,"
         else:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, "started elsewhere, by hand")
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "started by hand, at no asset yet")
         status = WorkerStatus.RUNNING if running else WorkerStatus.NOT_FOUND
         return CheckRunHealthResult(status, f"{who} is {'' if running else 'no longer '}there")
 
@@ -54,6 +57,14 @@ class LocalRunLauncher(DefaultRunLauncher):
             gone = isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.UNAVAILABLE
             return not gone
         return deserialize_value(answer, CanCancelExecutionResult).can_cancel
+
+
+def was_launched(run: DagsterRun) -> bool:
+    """Whether a launcher has started a run: not a worker of ``persona-assets run``, nor a hand.
+
+    Whatever else its tags say: re-executed from the interface, it has those of its parent.
+    """
+    return GRPC_INFO_TAG in run.tags
 
 
 def _is_alive(pid: int) -> bool:

@@ -19,14 +19,19 @@ def release_read(graph: Graph, store: Store, reader: Ref | None = None) -> list[
     Raises:
         StoreError: files cannot be removed.
     """
-    freshness = Freshness(graph, store)
     released = []
     for asset in graph.assets.values():
         for ref in asset.refs():
             last = asset.released_after(ref.key)
-            if last is None or reader not in (last, None):
+            if last is None or reader not in (last, None) or not _is_read(graph, store, ref, last):
                 continue
-            if {freshness.state(last), freshness.state(ref)} == {"fresh"}:
-                store.release(ref)
-                released.append(ref)
+            with store.turn(ref):
+                if _is_read(graph, store, ref, last):  # and has not been made again just now
+                    store.release(ref)
+                    released.append(ref)
     return released
+
+
+def _is_read(graph: Graph, store: Store, ref: Ref, last: Ref) -> bool:
+    freshness = Freshness(graph, store)
+    return {freshness.state(last), freshness.state(ref)} == {"fresh"}

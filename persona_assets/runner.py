@@ -25,6 +25,7 @@ from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.pools import pool_of
+from persona_assets.records import unrecorded
 from persona_assets.release import release_read
 from persona_assets.run_lock import only_run
 from persona_assets.store import Ref, Store
@@ -198,23 +199,27 @@ def run(
         ValueError: no cell matches, or there is no asset ``up_to``.
         AlreadyRunning: another process is running this study.
     """
+    import dagster as dg
+
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     with only_run(store):
         release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
+        _fail_lost_runs(study.name)
         freshness = Freshness(graph, store)
+        with dg.DagsterInstance.get() as instance:
+            untold = unrecorded(freshness, instance, [ref for u in todo.units for ref in u.refs])
         outcomes: dict[Unit, Outcome] = {
             unit: Outcome("fresh")
             for unit in todo.units
-            if all(freshness.state(ref) == "fresh" for ref in unit.refs)
+            if all(freshness.state(ref) == "fresh" and ref not in untold for ref in unit.refs)
         }
         for name in todo.left_out:
             say(f"left out for want of cells: {name}")
         pending = [unit for unit in todo.units if unit not in outcomes]
         if pending:
             say(f"{len(pending)} runs to do, {len(outcomes)} up to date; {workers} workers")
-            _fail_lost_runs(study.name)
             try:
                 _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
             finally:
@@ -426,11 +431,12 @@ def _hush() -> None:
 
 
 def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
-    """One Dagster run over those of the unit's partitions that are not up to date."""
+    """One Dagster run over those of the unit's partitions that are not up to date, or on record."""
     import dagster as dg
 
     freshness = Freshness(graph, store)
-    assets = [ref.asset for ref in unit.refs if freshness.state(ref) != "fresh"]
+    untold = unrecorded(freshness, instance, unit.refs)
+    assets = [r.asset for r in unit.refs if freshness.state(r) != "fresh" or r in untold]
     if not assets:
         return Outcome("fresh")
     started = time.perf_counter()
@@ -443,10 +449,12 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         tags={WORKER_TAG: str(os.getpid())},
     )
     seconds = time.perf_counter() - started
-    if result.success:
-        return Outcome("done", seconds, run_id=result.run_id)
     after = Freshness(graph, store)
     manifests = [manifest for ref in unit.refs if (manifest := after.manifest(ref))]
+    if result.success:
+        ours = any(manifest.provenance.run_id == result.run_id for manifest in manifests)
+        # Else this run has kept what another made, and told Dagster of it.
+        return Outcome("done" if ours else "fresh", seconds, run_id=result.run_id)
     found = [
         f"  {manifest.ref} failed {audit.name}: {audit.observed}; asked for: {audit.threshold}. "
         f"{audit.remedy}"
@@ -475,6 +483,8 @@ def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
     """
     import dagster as dg
 
+    from persona_assets.launcher import was_launched
+
     statuses = dg.DagsterRunStatus
     unfinished = dg.RunsFilter(
         tags={"study": study_name} | ({WORKER_TAG: str(pid)} if pid else {}),
@@ -482,5 +492,5 @@ def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
     )
     with dg.DagsterInstance.get() as instance:
         for lost in instance.get_runs(unfinished):
-            if WORKER_TAG in lost.tags:
+            if WORKER_TAG in lost.tags and not was_launched(lost):
                 instance.report_run_failed(lost, "The worker process died.")

@@ -18,10 +18,9 @@ import json
 import os
 import re
 import shutil
-import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -35,10 +34,11 @@ from persona_assets.audit import Audit
 from persona_assets.hashing import sha256_file, sha256_json, sha256_text
 
 _DRAFT = ".draft-"
+#: What a killed process may leave in a partition's folder: drafts, a manifest not yet renamed, a
+#: damaged version that was moved out of the way.
+_DEBRIS = (f"{_DRAFT}*", ".manifest.json.*", ".old-*")
 #: One part of a path in the store: no separator, no NUL, and nothing that leads upwards.
 _PLAIN = re.compile(r"(?!\.+$)[\w.+-]{1,200}", re.ASCII)
-#: Seconds within which a new draft is locked.
-_UNLOCKED_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,29 +271,61 @@ class Store:
         return pl.read_parquet(self.path(ref, name), columns=list(columns) if columns else None)
 
     @contextmanager
+    def turn(self, ref: Ref, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Be the only process that makes a partition; wait for the one that does.
+
+        Ask what has landed inside of it. A turn ends with its process, however that ends, and what
+        killed processes left of the partition is removed at the start of the next.
+
+        Args:
+            on_wait: Called before waiting, if there is somebody to wait for.
+
+        Raises:
+            StoreError: the partition's folder cannot be made or locked; names the path.
+        """
+        folder = self.folder(ref)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise StoreError(f"{ref} cannot be made: {error}") from error
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                raise StoreError(
+                    f"{ref} cannot be made: {folder} cannot be locked ({error})"
+                ) from error
+            for pattern in _DEBRIS:
+                for left in folder.glob(pattern):
+                    _remove(left)
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a forked child, an engine, has a copy of it
+            os.close(lock)
+
+    @contextmanager
     def draft(self, ref: Ref) -> Iterator[Path]:
         """A temporary folder to write a partition's files into, removed afterwards.
 
-        :meth:`land` renames it into place; without that, nothing has happened. Drafts that killed
-        processes left of the partition are removed: a living one holds its draft's lock.
+        :meth:`land` renames it into place; without that, nothing has happened. Only in the
+        partition's :meth:`turn` is it safe from others.
 
         Raises:
             StoreError: the folder cannot be made; names the path.
         """
-        folder = self.folder(ref)
-        draft = folder / f"{_DRAFT}{uuid.uuid4().hex}"
-        lock = None
+        draft = self.folder(ref) / f"{_DRAFT}{uuid.uuid4().hex}"
         try:
             draft.mkdir(parents=True)
-            lock = _locked(draft)
-            _sweep(folder)
         except OSError as error:
             raise StoreError(f"{draft} cannot be made for {ref} ({error}).") from error
         try:
             yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-            os.close(lock)
 
     def land(
         self,
@@ -357,7 +389,7 @@ class Store:
         """Remove the files of a landed partition, of earlier versions too; the manifest stays.
 
         The manifest says so first: killed in between, the partition is released, and releasing it
-        again removes what is left.
+        again removes what is left. In the partition's :meth:`turn`, as what makes it.
 
         Raises:
             StoreError: the partition has not landed, or its files cannot be removed.
@@ -374,32 +406,13 @@ class Store:
             raise StoreError(f"{folder} cannot be cleared of released files ({error}).") from error
 
 
-def _locked(draft: Path) -> int:
-    """Lock a draft as long as the descriptor is open, and thus no longer than this process lives.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    descriptor = os.open(draft, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the drafts in a partition's folder that no process holds any more."""
-    for draft in folder.glob(f"{_DRAFT}*"):
-        try:
-            if time.time() - draft.stat().st_mtime < _UNLOCKED_SECONDS:
-                continue  # perhaps made just now, and about to be locked
-            lock = _locked(draft)
-        except OSError:  # at work, or gone
-            continue
-        shutil.rmtree(draft, ignore_errors=True)
-        os.close(lock)
+def _remove(left: Path) -> None:
+    """Remove debris, a folder or a file, as far as that is allowed: it is in nobody's way."""
+    if left.is_dir():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            left.unlink()
 
 
 def write_atomically(path: Path, text: str) -> None:

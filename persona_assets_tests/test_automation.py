@@ -9,6 +9,7 @@ import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.execution.asset_backfill import AssetBackfillData
 from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from persona_assets import automation, environment
@@ -287,8 +288,12 @@ def test_nothing_is_asked_for_while_somebody_else_makes_it(project, ticks):
     assert names(ticks.tick()) == every_contrast(project) - {name_of(contrast)}
     ticks.end(whole)
     # Left by a killed `persona-assets run`: nobody is at it.
-    ticks.run("contrasts", [key], tags={"dagster/partition": contrast, WORKER_TAG: "1"})
+    lost = {"dagster/partition": contrast, WORKER_TAG: "1"}
+    ticks.run("contrasts", [key], tags=lost)
     assert names(ticks.tick()) == every_contrast(project)
+    # Re-executed from the interface, with all of its parent's tags.
+    ticks.run("contrasts", [key], tags=lost | {GRPC_INFO_TAG: "{}"})
+    assert names(ticks.tick()) == every_contrast(project) - {name_of(contrast)}
 
 
 def test_the_sensor_rests_while_a_run_of_the_study_is_at_work(project, ticks):

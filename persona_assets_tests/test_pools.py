@@ -16,7 +16,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from persona_assets import environment, gpus
-from persona_assets.environment import WORKER_TAG
+from persona_assets.environment import PROCESS_TAG, WORKER_TAG
 from persona_assets.launcher import LocalRunLauncher
 from persona_assets.pools import POOLS, open_pools, pool_of
 from persona_assets_tests.conftest import PROJECT
@@ -95,8 +95,14 @@ def test_a_run_whose_process_is_gone_is_told_from_one_at_work(instance, tmp_path
     assert status(instance, **{WORKER_TAG: str(os.getpid())}) == WorkerStatus.RUNNING
     assert status(instance, **{WORKER_TAG: str(ended.pid)}) == WorkerStatus.NOT_FOUND
     assert status(instance, **{GRPC_INFO_TAG: nobody}) == WorkerStatus.NOT_FOUND
-    # By hand, with `dagster asset materialize`: not ours to end.
+    # By hand, with `dagster asset materialize`.
+    assert status(instance, **{PROCESS_TAG: str(os.getpid())}) == WorkerStatus.RUNNING
+    assert status(instance, **{PROCESS_TAG: str(ended.pid)}) == WorkerStatus.NOT_FOUND
     assert status(instance) == WorkerStatus.RUNNING
+    # Re-executed from the interface, with its parent's tags: they tell of another process.
+    for tag in (WORKER_TAG, PROCESS_TAG):
+        alive = {tag: str(os.getpid()), GRPC_INFO_TAG: nobody}
+        assert status(instance, **alive) == WorkerStatus.NOT_FOUND
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -188,16 +189,25 @@ def test_killed_while_releasing_the_next_call_finishes(graph, store, monkeypatch
     assert states(graph, store) == {"fresh"}
 
 
-def test_earlier_versions_go_as_well_but_not_what_is_being_written(graph, store):
+def test_earlier_versions_go_as_well(graph, store):
     old = store.folder(CHECKPOINT) / store.landed(CHECKPOINT).version
     land(graph, store, CHECKPOINT, "other content")
     land(graph, store, OUTCOMES)
     assert old.is_dir()
-    with store.draft(CHECKPOINT) as draft:
-        (draft / "file").write_text("half")
-        assert release_read(graph, store, OUTCOMES) == [CHECKPOINT]
-        assert [p for p in store.folder(CHECKPOINT).iterdir() if p.is_dir()] == [draft]
-        assert (draft / "file").read_text() == "half"
+    assert release_read(graph, store, OUTCOMES) == [CHECKPOINT]
+    assert not has_files(store, CHECKPOINT)
+
+
+def test_what_is_made_again_meanwhile_is_not_released(graph, store):
+    """Its outcomes are then stale, and read it once more."""
+    with ThreadPoolExecutor(1) as pool:
+        with store.turn(CHECKPOINT):
+            releasing = pool.submit(release_read, graph, store, OUTCOMES)
+            with pytest.raises(TimeoutError):
+                releasing.result(timeout=0.5)
+            land(graph, store, CHECKPOINT, "other content")
+        assert releasing.result(timeout=60) == []
+    assert has_files(store, CHECKPOINT)
 
 
 def test_files_that_cannot_be_removed_are_named(graph, store, monkeypatch):

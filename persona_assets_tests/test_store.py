@@ -81,19 +81,77 @@ def test_a_draft_that_is_not_landed_leaves_nothing(store):
     assert store.manifest(REF) is None
 
 
-def test_drafts_of_the_dead_are_removed_and_those_of_the_living_are_not(store):
-    old = time.time() - 3600
-    left = store.folder(REF) / ".draft-dead"
-    left.mkdir(parents=True)
-    (left / "weights").write_bytes(b"half")
-    os.utime(left, (old, old))
-    with store.draft(REF) as living:
-        os.utime(living, (old, old))
-        with store.draft(REF) as other:
-            assert living.is_dir()
-            assert other.is_dir()
-            assert not left.exists()
-    assert list(store.folder(REF).iterdir()) == []
+TAKE_A_TURN = """
+import sys
+from pathlib import Path
+from persona_assets.store import Store
+from persona_assets_tests.test_store import REF, land
+store = Store(Path(sys.argv[1]), "study")
+with store.turn(REF, on_wait=lambda: print("waits", flush=True)):
+    print(store.manifest(REF).summary["value"] if store.manifest(REF) else None, flush=True)
+    sys.stdin.read()
+"""
+
+
+def turn_in_another_process(tmp_path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", TAKE_A_TURN, str(tmp_path)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_one_process_makes_a_partition_and_another_waits_for_what_it_lands(tmp_path, store):
+    with store.turn(REF):
+        other = turn_in_another_process(tmp_path)
+        assert other.stdout.readline() == "waits\n"
+        land(store, REF, 7, summary={"value": 7})
+    assert other.communicate()[0] == "7\n"
+
+
+def test_a_killed_processs_turn_is_over_and_what_it_left_is_removed(tmp_path, store):
+    other = turn_in_another_process(tmp_path)
+    assert other.stdout.readline() == "None\n"
+    for debris in (".draft-dead", ".old-version"):
+        (store.folder(REF) / debris).mkdir()
+        (store.folder(REF) / debris / "weights").write_bytes(b"half")
+    (store.folder(REF) / ".manifest.json.dead").write_text("{")
+    waited = []
+
+    def on_wait() -> None:
+        waited.append(sorted(path.name[:4] for path in store.folder(REF).iterdir()))
+        other.kill()
+
+    with store.turn(REF, on_wait):
+        assert list(store.folder(REF).iterdir()) == []
+        land(store, REF, 7)
+    assert waited == [[".dra", ".man", ".old"]]
+    assert other.wait() == -signal.SIGKILL
+    with store.turn(REF):
+        assert store.frame(REF)["value"].to_list() == [7]
+
+
+FORK_IN_A_TURN = """
+import os, sys, time
+from pathlib import Path
+from persona_assets.store import Store
+from persona_assets_tests.test_store import REF
+with Store(Path(sys.argv[1]), "study").turn(REF):
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+print(child, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_turn_is_over_though_a_child_of_it_lives_on(tmp_path, store):
+    """As an engine's core does, which was forked when it was first asked."""
+    command = [sys.executable, "-c", FORK_IN_A_TURN, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        child = int(other.stdout.readline())
+        waited = []
+        with store.turn(REF, on_wait=lambda: (waited.append(1), os.kill(child, signal.SIGKILL))):
+            assert waited == []
+        os.kill(child, signal.SIGKILL)
+        other.stdin.close()
 
 
 def test_an_empty_draft_does_not_land(store):

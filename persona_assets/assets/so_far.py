@@ -33,9 +33,9 @@ def build_so_far(graph: Graph, store_root: Path) -> dg.AssetsDefinition:
     )
     def compute(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         store = Store(store_root, study.name)
-        page = so_far(Freshness(graph, store))
-        counts = {name: f"{done} of {every}" for name, (done, every) in page.counts.items()}
-        with store.draft(SO_FAR) as draft:
+        with store.turn(SO_FAR), store.draft(SO_FAR) as draft:
+            page = so_far(Freshness(graph, store))
+            counts = {name: f"{done} of {every}" for name, (done, every) in page.counts.items()}
             (draft / "so_far.html").write_text(render_html(page), encoding="utf-8")
             manifest = store.land(
                 SO_FAR,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -15,6 +16,7 @@ from persona_assets.assets import base
 from persona_assets.assets.base import Made, build_asset
 from persona_assets.assets.metadata import table_preview
 from persona_assets.audit import audit
+from persona_assets.environment import PROCESS_TAG
 from persona_assets.graph import Graph
 from persona_assets.hub import HubError
 from persona_assets.store import Ref, Store
@@ -149,6 +151,13 @@ def test_what_is_up_to_date_is_kept_with_all_it_has_to_show(bench):
     assert first["made_by"] != again.run_id
     assert "| 1 |" in first["preview"]
     assert first["dagster/row_count"] == 2
+
+
+def test_who_makes_it_by_hand_is_known_to_dagster(bench):
+    """So that run monitoring ends the run of a process that was killed."""
+    done = bench.make(Maker())
+    with dg.DagsterInstance.local_temp(str(bench.folder / "home")) as instance:
+        assert instance.get_run_by_id(done.run_id).tags[PROCESS_TAG] == str(os.getpid())
 
 
 def test_force_makes_it_again(bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -73,6 +74,23 @@ class Project:
             timeout=600,
             check=False,
         )
+
+    def materialization(self, ref: Ref, *, force: bool = False) -> list[str]:
+        """The command of Dagster's own that makes a partition; by ``force``, up to date or not."""
+        config = {"ops": {f"tiny__{ref.asset}": {"config": {"force": force}}}}
+        return [
+            *(sys.executable, "-m", "dagster", "asset", "materialize"),
+            *(
+                "--select",
+                f"key:tiny/{ref.asset}",
+                "-m",
+                "persona_assets.definitions",
+                "-a",
+                "tiny",
+            ),
+            *("--config-json", json.dumps(config)),
+            *(("--partition", ref.key) if ref.key else ()),
+        ]
 
     def states(self) -> dict[Ref, str]:
         freshness = Freshness(self.graph, self.store)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import time
 
 import dagster as dg
 import polars as pl
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from safetensors.numpy import load_file
 
 from persona_assets.questions.bank import from_frame, wrong_letter
@@ -213,76 +211,40 @@ def test_one_cell_again_is_byte_identical(own_project):
     assert set(own_project.states().values()) == {"fresh"}
 
 
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(own_project):
-    for cell in own_project.study.cells_of("trained"):
-        (own_project.store.folder(Ref("cell_outcomes", cell.key)) / "manifest.json").unlink()
-    process = subprocess.Popen(
-        own_project.command("run", "--study", "tiny", "--workers", "2"),
-        env=own_project.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if " done in " in line:
-            os.kill(workers_of(process)[0], signal.SIGKILL)
-            break
-    lines += process.stdout.read().splitlines(keepends=True)
-    output = "".join(lines)
-    assert process.wait(timeout=300) == 0, output
-    assert "worker died" in output
-    assert set(own_project.states().values()) == {"fresh"}
-
-
-def workers_of(process: subprocess.Popen) -> list[int]:
-    """The pids of a run's worker processes."""
-    found = subprocess.run(
-        ["pgrep", "-P", str(process.pid), "-f", "spawn_main"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [int(pid) for pid in found.stdout.split()]
-
-
-def test_a_killed_run_leaves_no_orphan_and_is_finished_by_the_next(own_project):
-    (own_project.store.folder(Ref("checkpoint", CELL)) / "manifest.json").unlink()
-    command = own_project.command("run", "--study", "tiny", "--workers", "1")
-    process = subprocess.Popen(command, env=own_project.environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    drafts = own_project.store.folder(Ref("checkpoint", CELL))
-    while not list(drafts.glob(".draft-*")):
-        assert time.monotonic() < deadline, "the cell's training never started"
-        time.sleep(0.05)
-    second = own_project.run("run", "--study", "tiny")
-    assert second.returncode == 1
-    assert "another `persona-assets run` of study tiny is at work" in second.stderr
-    workers = workers_of(process)
-    assert workers
-    process.kill()
-    process.wait()
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
-        assert time.monotonic() < deadline, "a worker outlived its dispatcher"
-        time.sleep(0.05)
-    assert own_project.run("run", "--study", "tiny", "--workers", "1").returncode == 0
-    assert set(own_project.states().values()) == {"fresh"}
-
-
-def test_a_lost_run_is_closed_by_the_next(own_project, monkeypatch):
+def test_a_lost_run_is_closed_by_the_next_and_what_it_landed_is_shown(own_project, monkeypatch):
     """Left as started, it would fill the UI's run queue for ever."""
     for name, value in own_project.environment.items():
         monkeypatch.setenv(name, value)
+    tags = {"study": "tiny", "persona_assets/worker": "1"}
     with dg.DagsterInstance.get() as instance:
         lost = instance.create_run_for_job(
             dg.GraphDefinition("lost").to_job(),
             status=dg.DagsterRunStatus.STARTED,
-            tags={"study": "tiny", "persona_assets/worker": "1"},
+            tags=tags,
         )
+        # Re-executed from the interface, with its parent's tags: at work, not lost.
+        launched = instance.create_run_for_job(
+            dg.GraphDefinition("lost").to_job(),
+            status=dg.DagsterRunStatus.STARTED,
+            tags=tags | {GRPC_INFO_TAG: "{}"},
+        )
+        # Landed by a run that was killed before it could tell Dagster.
+        plot = dg.AssetKey(["tiny", "forest_plot"])
+        instance.wipe_assets([plot])
+        before = own_project.store.landed(Ref("forest_plot"))
         (own_project.store.folder(Ref("report")) / "manifest.json").unlink()
         assert own_project.run("run", "--study", "tiny", "--workers", "1").returncode == 0
+        shown = instance.get_latest_materialization_event(plot).asset_materialization
+        assert shown.metadata["made_by"].value == before.provenance.run_id
+        assert own_project.store.landed(Ref("forest_plot")) == before
         assert instance.get_run_by_id(lost.run_id).status == dg.DagsterRunStatus.FAILURE
+        assert instance.get_run_by_id(launched.run_id).status == dg.DagsterRunStatus.STARTED
+        # One that was killed when all had landed: there is nothing else to do.
+        last = instance.create_run_for_job(
+            dg.GraphDefinition("lost").to_job(), status=dg.DagsterRunStatus.STARTED, tags=tags
+        )
+        assert "nothing to do" in own_project.run("run", "--study", "tiny").stdout
+        assert instance.get_run_by_id(last.run_id).status == dg.DagsterRunStatus.FAILURE
 
 
 def test_what_is_lost_and_a_changed_title_are_made_good(own_project):
@@ -302,14 +264,8 @@ def test_what_is_lost_and_a_changed_title_are_made_good(own_project):
 
 def materialize(project, asset: str, key: str) -> subprocess.CompletedProcess[str]:
     """One partition through Dagster's own command line, whether or not it is up to date."""
-    force = {"ops": {f"tiny__{asset}": {"config": {"force": True}}}}
     return subprocess.run(
-        [
-            *project.command()[:1],
-            *("-m", "dagster", "asset", "materialize", "--select", f"key:tiny/{asset}"),
-            *("--partition", key, "-m", "persona_assets.definitions", "-a", "tiny"),
-            *("--config-json", json.dumps(force)),
-        ],
+        project.materialization(Ref(asset, key), force=True),
         env=project.environment,
         capture_output=True,
         text=True,
