@@ -21,6 +21,8 @@ from typing import Literal
 
 from persona_assets import environment, gpus, residency
 from persona_assets.asset_table import JOBS
+from persona_assets.dagster_databases import DatabaseDamaged, check_databases, databases_named
+from persona_assets.disk import DiskError, require_writable
 from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
@@ -197,10 +199,14 @@ def run(
     Raises:
         ValueError: no cell matches, or there is no asset ``up_to``.
         AlreadyRunning: another process is running this study.
+        DiskError: the store or Dagster's databases cannot be written.
+        DatabaseDamaged: a database of Dagster's is damaged.
     """
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
-    with only_run(store):
+    require_writable(store.root)
+    check_databases()
+    with only_run(store), databases_named():
         release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
         freshness = Freshness(graph, store)
@@ -397,7 +403,10 @@ def _work(pipe: Connection, study_name: str) -> None:
             while True:
                 unit = pipe.recv()
                 try:
-                    outcome = _make(unit, definitions, graph, store, instance)
+                    with databases_named():
+                        outcome = _make(unit, definitions, graph, store, instance)
+                except (DatabaseDamaged, DiskError) as error:
+                    outcome = Outcome("failed", error=f"  {error}")
                 except Exception:
                     outcome = Outcome("failed", error=traceback.format_exc())
                 pipe.send(outcome)

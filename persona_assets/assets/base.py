@@ -201,7 +201,10 @@ def _materialize(
     freshness = Freshness(graph, store)
     if blockers := freshness.blockers(ref):
         raise UpstreamNotReady(ref, blockers)
-    if not config.force and freshness.state(ref) == "fresh":
+    damage = store.verify(ref)  # the state goes by names and sizes
+    if damage:
+        context.log.warning(damage)
+    if not (config.force or damage) and freshness.state(ref) == "fresh":
         manifest = store.landed(ref)
         release_read(graph, store, ref)  # of a run that was killed before it could
         context.log.info(
