@@ -399,17 +399,10 @@ def _work(pipe: Connection, study_name: str) -> None:
     definitions = study_definitions(study)
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     try:
-        with dg.DagsterInstance.get() as instance:
+        with databases_named(), dg.DagsterInstance.get() as instance:
             while True:
                 unit = pipe.recv()
-                try:
-                    with databases_named():
-                        outcome = _make(unit, definitions, graph, store, instance)
-                except (DatabaseDamaged, DiskError) as error:
-                    outcome = Outcome("failed", error=f"  {error}")
-                except Exception:
-                    outcome = Outcome("failed", error=traceback.format_exc())
-                pipe.send(outcome)
+                pipe.send(attempt(unit, definitions, graph, store, instance))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass  # the dispatcher has gone, or wants us to
     finally:
@@ -432,6 +425,17 @@ def _hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def attempt(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
+    """Make a unit; what is raised on the way, of Dagster's databases above all, is an outcome."""
+    try:
+        with databases_named():
+            return _make(unit, definitions, graph, store, instance)
+    except (DatabaseDamaged, DiskError) as error:
+        return Outcome("failed", error=f"  {error}")
+    except Exception:
+        return Outcome("failed", error=traceback.format_exc())
 
 
 def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
