@@ -27,6 +27,7 @@ from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.pools import pool_of
+from persona_assets.records import unrecorded
 from persona_assets.release import release_read
 from persona_assets.run_lock import only_run
 from persona_assets.store import Ref, Store
@@ -202,6 +203,8 @@ def run(
         DiskError: the store or Dagster's databases cannot be written.
         DatabaseDamaged: a database of Dagster's is damaged.
     """
+    import dagster as dg
+
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     require_writable(store.root)
@@ -209,18 +212,20 @@ def run(
     with only_run(store), databases_named():
         release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
+        _fail_lost_runs(study.name)
         freshness = Freshness(graph, store)
+        with dg.DagsterInstance.get() as instance:
+            untold = unrecorded(freshness, instance, [ref for u in todo.units for ref in u.refs])
         outcomes: dict[Unit, Outcome] = {
             unit: Outcome("fresh")
             for unit in todo.units
-            if all(freshness.state(ref) == "fresh" for ref in unit.refs)
+            if all(freshness.state(ref) == "fresh" and ref not in untold for ref in unit.refs)
         }
         for name in todo.left_out:
             say(f"left out for want of cells: {name}")
         pending = [unit for unit in todo.units if unit not in outcomes]
         if pending:
             say(f"{len(pending)} runs to do, {len(outcomes)} up to date; {workers} workers")
-            _fail_lost_runs(study.name)
             try:
                 _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
             finally:
@@ -439,11 +444,12 @@ def attempt(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Ou
 
 
 def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
-    """One Dagster run over those of the unit's partitions that are not up to date."""
+    """One Dagster run over those of the unit's partitions that are not up to date, or on record."""
     import dagster as dg
 
     freshness = Freshness(graph, store)
-    assets = [ref.asset for ref in unit.refs if freshness.state(ref) != "fresh"]
+    untold = unrecorded(freshness, instance, unit.refs)
+    assets = [r.asset for r in unit.refs if freshness.state(r) != "fresh" or r in untold]
     if not assets:
         return Outcome("fresh")
     started = time.perf_counter()

@@ -16,7 +16,9 @@ from persona_assets import environment
 from persona_assets.asset_table import JOBS
 from persona_assets.dagster_databases import DatabaseDamaged, databases_named
 from persona_assets.disk import DiskError
+from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.records import unrecorded
 from persona_assets.runner import Outcome, Unit, attempt
 from persona_assets.store import Manifest, Ref, Store
 from persona_assets.study import Study, load_study
@@ -60,6 +62,13 @@ class Bench:
         except (DatabaseDamaged, DiskError) as error:
             return Outcome("failed", error=str(error))
 
+    def is_recorded(self, ref: Ref) -> bool:
+        """Whether Dagster's latest record of a partition is of what has landed."""
+        import dagster as dg
+
+        with dg.DagsterInstance.get() as instance:
+            return not unrecorded(Freshness(self.graph, self.store), instance, [ref])
+
     def remove(self, *refs: Ref) -> None:
         """Let partitions not have landed."""
         for ref in refs:
@@ -80,12 +89,17 @@ class Bench:
 
     def content(self, ref: Ref) -> object:
         """What a partition says, whoever made it and when; equal if it says the same."""
-        if ref.asset != "warehouse":
-            return self.store.landed(ref).data_version
-        with duckdb.connect(str(self.store.path(ref, "warehouse.duckdb")), read_only=True) as db:
-            (names,) = db.execute("SELECT list(table_name) FROM duckdb_tables()").fetchone()
-            said = "COLUMNS(lambda c: c NOT LIKE '%run_id' AND c NOT LIKE '%_seconds')"
-            return {n: db.execute(f"SELECT {said} FROM {n} ORDER BY ALL").fetchall() for n in names}
+        if ref.asset == "warehouse":
+            return tables(self.store.path(ref, "warehouse.duckdb"))
+        return self.store.landed(ref).data_version
+
+
+def tables(warehouse: Path) -> dict[str, list[tuple]]:
+    """What a warehouse says, but for ids and durations of runs; two builds differ in bytes."""
+    with duckdb.connect(str(warehouse), read_only=True) as db:
+        (names,) = db.execute("SELECT list(table_name) FROM duckdb_tables()").fetchone()
+        said = "COLUMNS(lambda c: c NOT LIKE '%run_id' AND c NOT LIKE '%_seconds')"
+        return {n: db.execute(f"SELECT {said} FROM {n} ORDER BY ALL").fetchall() for n in names}
 
 
 @contextmanager

@@ -102,6 +102,8 @@ def trial(on: Bench, ref: Ref, fault: Fault, *says: str) -> str | None:
         problems.append(f"not made afterwards: {again.error[-600:]}")
     elif on.content(ref) != content:
         problems.append("made afterwards with another content")
+    elif not on.is_recorded(ref):
+        problems.append("Dagster has no record of it")
     problems.append(lost(before, on.landed(), but=[ref]) or "")
     problems += [f"left behind: {path}" for path in on.store.folder(ref).glob(".*")]
     check_databases()
