@@ -60,11 +60,11 @@ class Extent:
         healed: The assets of which a damaged partition is made again.
     """
 
-    files: int = 20
-    manifests: int = 20
+    files: int = 10
+    manifests: int = 10
     edges: int = 1000
-    study: int = 200
-    questions: int = 200
+    study: int = 100
+    questions: int = 100
     databases: int = 8
     healed: Collection[str] = tuple(MAKERS)
 

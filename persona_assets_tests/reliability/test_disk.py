@@ -63,7 +63,7 @@ def test_what_goes_wrong_is_noticed(project, tmp_path, monkeypatch):
         with bench(disk.folder / "data", tmp_path / "dagster") as on:
             full = partial(disk.full, 8192)
             assert trial(on, DATASET, full) is None
-            assert "not said: 'what it needs'" in trial(on, DATASET, full, "what it needs")
+            assert "it does not say 'what it needs'" in trial(on, DATASET, full, "what it needs")
             assert "left behind: " in trial(on, DATASET, partial(_leave, on.store.folder(DATASET)))
             with monkeypatch.context() as patched:
                 patched.setattr(store_module, "refusal", lambda error, path: "cannot")
