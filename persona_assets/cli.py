@@ -136,8 +136,7 @@ def verify(study: str) -> None:
     """
     from persona_assets.graph import Graph
 
-    store = Store(environment.store_dir(), study)
-    refs = Graph(_load(study)).refs
+    refs, store = Graph(_load(study)).refs, Store(environment.store_dir(), study)
     damaged = [what for ref in refs if (what := store.verify(ref))]
     for what in damaged:
         _say(what)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from persona_assets import environment
@@ -78,10 +78,11 @@ def databases_named() -> Iterator[None]:
         if link is None:
             raise
         folder = _folder()
-        if not isinstance(link, sqlite3.OperationalError):
-            for name in DATABASES:  # which of them is it?
-                if (folder / name).exists() and (what := _damage(folder / name)):
-                    raise _damaged(folder / name, what) from error
+        if not isinstance(link, sqlite3.OperationalError):  # which of them is it?
+            for path in (folder / name for name in DATABASES):
+                with suppress(sqlite3.OperationalError):
+                    if path.exists() and (what := _damage(path)):
+                        raise _damaged(path, what) from error
         raise DiskError(
             f"Dagster's databases in {folder} cannot be used ({link}). User {os.getuid()} needs "
             f"the right to write there, and room: {room(folder)}. Then run it again."

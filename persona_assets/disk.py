@@ -11,6 +11,9 @@ from pathlib import Path
 
 #: What libraries in other languages raise by types of their own: known by the system's words.
 _IN_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+#: Bytes free on a full disk, at most. Polars, say, calls it a fault of its own if the last few of a
+#: file find no room.
+_HARDLY_ANY = 1 << 16
 _REFUSALS = (*_IN_WORDS, errno.EACCES, errno.EPERM)
 
 
@@ -24,15 +27,18 @@ def refusal(error: BaseException, path: Path) -> str | None:
     Args:
         path: Where it was, if the error does not say.
     """
+    said = ""
     if isinstance(error, OSError):
         code = error.errno if error.errno in _REFUSALS else None
         path = Path(error.filename) if isinstance(error.filename, str) else path
     else:
         text = str(error)
         code = next((code for code in _IN_WORDS if os.strerror(code) in text), None)
+        if code is None and _usage(path).free < _HARDLY_ANY:
+            code, said = errno.ENOSPC, f"{text}, and "
     if code is None:
         return None
-    return f"{path}: {os.strerror(code)}. {_remedy(code, path)}"
+    return f"{said}{path}: {os.strerror(code)}. {_remedy(code, path)}"
 
 
 def _remedy(code: int, path: Path) -> str:
@@ -49,10 +55,14 @@ def _remedy(code: int, path: Path) -> str:
 
 
 def room(path: Path) -> str:
-    """What is free on the file system of a path that need not exist any more."""
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
-    usage = shutil.disk_usage(there)
+    """What is free on the file system of a path that need not exist any more, in words."""
+    usage = _usage(path)
     return f"{usage.free} of {usage.total} bytes are free there"
+
+
+def _usage(path: Path):
+    there = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(there)
 
 
 def require_writable(folder: Path) -> None:

@@ -498,16 +498,14 @@ def _set_aside(path: Path, stat: os.stat_result) -> str:
     """
     aside = path.with_name(f".damaged-{uuid.uuid4().hex}-{path.name}")
     try:
-        if path.lstat().st_ino == stat.st_ino:
-            os.replace(path, aside)
+        if path.lstat().st_ino != stat.st_ino:
+            return "Another process has mended it since."
+        os.replace(path, aside)
     except FileNotFoundError:
-        pass
+        return "Another process has set it aside."
     except OSError as error:
         return f"It cannot be set aside ({error}): delete it."
-    else:
-        if aside.exists():
-            return f"It was set aside as {aside.name}."
-    return "Another process has set it aside."
+    return f"It was set aside as {aside.name}."
 
 
 @lru_cache(maxsize=4096)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
+from collections import namedtuple
 from contextlib import closing
 from pathlib import Path
 
@@ -51,6 +53,19 @@ def test_what_was_refused_while_a_partition_was_made_is_named(tmp_path, error, n
 def test_the_path_that_the_system_names_is_the_one_that_is_told(tmp_path):
     error = OSError(errno.ENOSPC, "full", str(tmp_path / "gone" / "spill"))
     assert refusal(error, tmp_path).startswith(f"{tmp_path}/gone/spill: No space left on device. ")
+
+
+def test_a_library_that_keeps_a_full_disk_to_itself_is_seen_through(tmp_path, monkeypatch):
+    error = ComputeError("parquet: File out of specification: Invalid thrift: transport error")
+    assert refusal(error, tmp_path) is None
+    full = namedtuple("usage", "total used free")(1 << 20, (1 << 20) - 4096, 4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(StoreError) as found, Store(tmp_path, "study").draft(REF):
+        raise error
+    assert "transport error, and " in str(found.value)
+    assert "No space left on device. 4096 of 1048576 bytes are free" in str(found.value)
+    with pytest.raises(FileNotFoundError), Store(tmp_path, "study").draft(REF):
+        raise FileNotFoundError(errno.ENOENT, "none")
 
 
 @pytest.mark.parametrize(

@@ -201,10 +201,11 @@ def _materialize(
     freshness = Freshness(graph, store)
     if blockers := freshness.blockers(ref):
         raise UpstreamNotReady(ref, blockers)
-    damage = store.verify(ref)  # the state goes by names and sizes
-    if damage:
+    kept = not config.force and freshness.state(ref) == "fresh"
+    if kept and (damage := store.verify(ref)):  # the state goes by names and sizes
         context.log.warning(damage)
-    if not (config.force or damage) and freshness.state(ref) == "fresh":
+        kept = False
+    if kept:
         manifest = store.landed(ref)
         release_read(graph, store, ref)  # of a run that was killed before it could
         context.log.info(
