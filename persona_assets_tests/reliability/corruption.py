@@ -56,7 +56,7 @@ class Extent:
         manifests: Of the manifests of each asset.
         edges: Of the inputs of real functions, one for each way from asset to asset, at most.
         study, questions: Of the study file, and of the files of questions.
-        databases: Of each database of Dagster's.
+        databases: Of each database of Dagster's, and of the registry.
         healed: The assets of which a damaged partition is made again.
     """
 
@@ -91,8 +91,13 @@ def tried(data: Path, folder: Path, seed: int, extent: Extent) -> list[Row]:
         ]
         intact = Row("what was not damaged, after all that")
         intact.count(lost(before, on.landed()))
-        found += [_databases(on, data, extent.databases, rng), _healed(on, extent.healed, rng)]
-    return [*found[:-2], intact, *found[-2:], _questions(folder / "arc", extent.questions, rng)]
+        found += [
+            intact,
+            _registry(on, data, extent.databases, rng),
+            _databases(on, data, extent.databases, rng),
+            _healed(on, extent.healed, rng),
+        ]
+    return [*found, _questions(folder / "arc", extent.questions, rng)]
 
 
 def damage(path: Path, rng: random.Random, cut: bool) -> str:
@@ -325,6 +330,38 @@ def _databases(on: Bench, pristine: Path, times: int, rng: random.Random) -> Row
             _moved_away(path)
             shutil.copyfile(pristine / "dagster" / name, path)
     row.seen = f"{named} named; the others in text of old events, which no result is read from"
+    return row
+
+
+def _registry(on: Bench, pristine: Path, times: int, rng: random.Random) -> Row:
+    """A checkpoint is carried over from a damaged registry: it is published anew, or told."""
+    row = Row(
+        "the registry of carried-over adapters", recovered_by="publishing again, from the store"
+    )
+    named = 0
+    root = on.project.data / "registry" / "tiny"
+    for turn in range(2 * times):
+        ref = Ref("checkpoint", rng.choice(on.study.cells_of("carry_over")).key)
+        content = on.content(ref)
+        adapter = sorted((root / content).iterdir())
+        path = root / "lock.json" if turn % 2 else rng.choice(adapter)
+        on.remove(ref)
+        done = damage(path, rng, cut=turn % 4 < 2)
+        made = on.make(ref)
+        problem = None
+        if made.status == "failed":
+            named += 1
+            if str(path) not in made.error or "Delete it" not in made.error:
+                problem = f"the error does not name {path}: {made.error[-300:]}"
+            path.unlink()
+            made = on.make(ref)
+        if made.status == "failed":
+            problem = f"not made afterwards: {made.error[-300:]}"
+        elif on.content(ref) != content:
+            problem = "made with another content"
+        row.count(problem and f"{ref}, {done}: {problem}")
+        _restored(on, pristine, path)
+    row.seen = f"{named} times the lock file named; the others healed in the same run"
     return row
 
 
