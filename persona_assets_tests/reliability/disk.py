@@ -17,11 +17,13 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from persona_assets.cli import main
-from persona_assets.dagster_databases import check_databases
+from persona_assets.dagster_databases import DatabaseDamaged, check_databases
+from persona_assets.disk import DiskError
 from persona_assets.store import Ref
 from persona_assets_tests.integration.project import Project, make
 from persona_assets_tests.reliability.bench import Bench, bench, lost
 from persona_assets_tests.reliability.small_disk import (
+    PAGE,
     SmallDisk,
     backwards_clock,
     forbidden,
@@ -80,14 +82,16 @@ def trial(on: Bench, ref: Ref, fault: Fault, *says: str) -> str | None:
     """Let a partition be made under a fault, and again without; what went wrong, in words.
 
     Args:
-        says: What the error must have in it, if it fails; the path is asked for besides.
+        says: What the error must have in it, the path besides. Without, it need not fail.
     """
     content, before = on.content(ref), on.landed()
     on.remove(ref)
     with fault():
         under = on.make(ref)
     problems = []
-    if under.status == "failed":
+    if under.status != "failed":
+        problems.append("made all the same" if says else "")
+    else:
         told = " ".join(under.error.split())
         places = (str(on.store.root), str(on.dagster))
         if not any(place in told for place in places) or "Traceback" in told:
@@ -106,7 +110,10 @@ def trial(on: Bench, ref: Ref, fault: Fault, *says: str) -> str | None:
         problems.append("Dagster has no record of it")
     problems.append(lost(before, on.landed(), but=[ref]) or "")
     problems += [f"left behind: {path}" for path in on.store.folder(ref).glob(".*")]
-    check_databases()
+    try:
+        check_databases()
+    except (DatabaseDamaged, DiskError) as error:
+        problems.append(str(error))
     return "; ".join(f"{ref}: {p}" for p in problems if p) or None
 
 
@@ -118,13 +125,15 @@ def _some(on: Bench, asset: str, rng: random.Random) -> Ref:
 
 
 def _full(on: Bench, disk: SmallDisk, asset: str, what: str, times: int, rng: random.Random) -> Row:
-    """The store's disk fills up at any byte of a partition, its manifest's too."""
+    """The store's disk fills up on any page of a partition, its manifest's too."""
     row = Row(f"disk full while {what} is written ({disk.how})", recovered_by=_AGAIN)
     for _ in range(times):
         ref = _some(on, asset, rng)
-        room = sum(entry["bytes"] for entry in on.store.landed(ref).files.values())
+        manifest = on.store.landed(ref)
+        sizes = [*(entry["bytes"] for entry in manifest.files.values()), len(manifest.to_json())]
+        pages = rng.randrange(sum(-(-size // PAGE) for size in sizes))
         says = ("No space left on device", "make room") if disk.mounted else ()
-        row.count(trial(on, ref, partial(disk.full, rng.randrange(room)), *says))
+        row.count(trial(on, ref, partial(disk.full, PAGE * pages), *says))
     row.seen = "path, bytes free there and remedy in the error"
     return row
 
@@ -237,6 +246,5 @@ def _backwards(data: Path, folder: Path, rng: random.Random) -> Row:
         row.count(None if done.returncode == 0 else told)
         stale = [str(ref) for ref, state in project.states().items() if state != "fresh"]
         row.count(f"not up to date: {stale}" if stale else None)
-        check_databases()
     row.seen = "everything made, and up to date by the right clock"
     return row

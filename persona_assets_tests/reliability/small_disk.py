@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _MOUNT = "mount"
-_PAGE = 4096
+#: Bytes that a tmpfs gives at a time.
+PAGE = 4096
 _ROOMY = "512m"
 _CAPABILITIES_V3 = 0x20080522
 #: To write and to read what modes forbid: root has both.
@@ -49,7 +50,7 @@ class SmallDisk:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             return
         used = shutil.disk_usage(self.folder).used
-        self._remount(f"size={used + free // _PAGE * _PAGE}")
+        self._remount(f"size={used + free // PAGE * PAGE}")
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +64,8 @@ def test_what_goes_wrong_is_noticed(project, tmp_path, monkeypatch):
             full = partial(disk.full, 8192)
             assert trial(on, DATASET, full) is None
             assert "it does not say 'what it needs'" in trial(on, DATASET, full, "what it needs")
+            assert "made all the same" in trial(on, DATASET, nullcontext, "anything")
+            assert trial(on, DATASET, nullcontext) is None
             assert "left behind: " in trial(on, DATASET, partial(_leave, on.store.folder(DATASET)))
             with monkeypatch.context() as patched:
                 patched.setattr(store_module, "refusal", lambda error, path: "cannot")
