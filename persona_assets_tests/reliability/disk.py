@@ -35,7 +35,7 @@ from persona_assets_tests.reliability.table import Row
 KINDS = {
     "training_dataset": ("a dataset", 20),
     "checkpoint": ("a checkpoint", 8),
-    "cell_outcomes": ("outcomes", 8),
+    "cell_outcomes": ("a table of outcomes", 8),
     "warehouse": ("the warehouse", 12),
     "report": ("the report", 8),
 }
