@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 
 from persona_assets import environment
+from persona_assets.dagster_databases import DatabaseDamaged, check_databases
+from persona_assets.disk import DiskError
 from persona_assets.reporting.words import visible
 from persona_assets.store import Ref, Store, StoreError
 from persona_assets.study import Study, StudyError, load_study
@@ -35,7 +37,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
-        except (StoreError, environment.FolderMissing) as error:
+        except (StoreError, DiskError, DatabaseDamaged, environment.FolderMissing) as error:
             raise click.ClickException(visible(str(error))) from error
         except click.ClickException as error:
             error.message = visible(error.message)
@@ -126,6 +128,24 @@ def status(study: str, why: str | None) -> None:
 
 @main.command()
 @study_option
+def verify(study: str) -> None:
+    """Read all files that have landed, and name those that are not as they landed.
+
+    Nothing damaged is ever read for a result; this finds what nothing reads just now. What is
+    named counts as missing, and `persona-assets run` makes it again.
+    """
+    from persona_assets.graph import Graph
+
+    refs, store = Graph(_load(study)).refs, Store(environment.store_dir(), study)
+    damaged = [what for ref in refs if (what := store.verify(ref))]
+    for what in damaged:
+        _say(what)
+    click.echo(f"{len(damaged)} of {len(refs)} partitions are damaged")
+    sys.exit(bool(damaged))
+
+
+@main.command()
+@study_option
 @click.argument("query")
 @click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="Rows shown at most."
@@ -187,6 +207,7 @@ def ui(port: int) -> None:
 
     from persona_assets.pools import open_pools
 
+    check_databases()
     with DagsterInstance.get() as instance:
         for pool, limit in open_pools(instance).items():
             click.echo(f"pool {pool:<10} {limit} at once")

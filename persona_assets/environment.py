@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
+from persona_assets.disk import require_writable
+
 _PROJECT = Path(__file__).resolve().parents[1]
 
 #: Folder of studies, store, registry and Dagster's own storage.
@@ -47,11 +49,16 @@ class FolderMissing(FileNotFoundError):
 
 
 def prepare() -> None:
-    """Set the variables that are not set, and make the set ones absolute."""
+    """Set the variables that are not set, and make the set ones absolute.
+
+    Raises:
+        DiskError: there is no folder for Dagster's databases, and it cannot be made.
+    """
     data = Path(os.environ.get(DATA) or _PROJECT / "data").resolve()
     storage = Path(os.environ.get(DAGSTER_STORAGE) or data / "dagster").resolve()
     home = Path(os.environ.get("DAGSTER_HOME") or _PROJECT).resolve()
-    storage.mkdir(parents=True, exist_ok=True)
+    if not storage.is_dir():
+        require_writable(storage)
     os.environ |= {DATA: str(data), DAGSTER_STORAGE: str(storage), "DAGSTER_HOME": str(home)}
 
 

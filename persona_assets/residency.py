@@ -104,6 +104,9 @@ def resident_model(folder: Path, dtype: str, on: Device = "cpu") -> PreTrainedMo
 
         logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        if on == "cpu":  # its weights are pages of the file, and would change along with that
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.clone()
         return model.to(on).eval()
 
     return resident(("model", folder, dtype, on), load, lambda model: None)

@@ -21,6 +21,8 @@ from typing import Literal
 
 from persona_assets import environment, gpus, residency
 from persona_assets.asset_table import JOBS
+from persona_assets.dagster_databases import DatabaseDamaged, check_databases, databases_named
+from persona_assets.disk import DiskError, require_writable
 from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
@@ -198,12 +200,16 @@ def run(
     Raises:
         ValueError: no cell matches, or there is no asset ``up_to``.
         AlreadyRunning: another process is running this study.
+        DiskError: the store or Dagster's databases cannot be written.
+        DatabaseDamaged: a database of Dagster's is damaged.
     """
     import dagster as dg
 
     study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
-    with only_run(store):
+    require_writable(store.root)
+    check_databases()
+    with only_run(store), databases_named():
         release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
         _fail_lost_runs(study.name)
@@ -398,14 +404,10 @@ def _work(pipe: Connection, study_name: str) -> None:
     definitions = study_definitions(study)
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     try:
-        with dg.DagsterInstance.get() as instance:
+        with databases_named(), dg.DagsterInstance.get() as instance:
             while True:
                 unit = pipe.recv()
-                try:
-                    outcome = _make(unit, definitions, graph, store, instance)
-                except Exception:
-                    outcome = Outcome("failed", error=traceback.format_exc())
-                pipe.send(outcome)
+                pipe.send(attempt(unit, definitions, graph, store, instance))
     except (EOFError, ConnectionError, KeyboardInterrupt):
         pass  # the dispatcher has gone, or wants us to
     finally:
@@ -428,6 +430,17 @@ def _hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def attempt(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
+    """Make a unit; what is raised on the way, of Dagster's databases above all, is an outcome."""
+    try:
+        with databases_named():
+            return _make(unit, definitions, graph, store, instance)
+    except (DatabaseDamaged, DiskError) as error:
+        return Outcome("failed", error=f"  {error}")
+    except Exception:
+        return Outcome("failed", error=traceback.format_exc())
 
 
 def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:

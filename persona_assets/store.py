@@ -31,6 +31,7 @@ from typing import Any
 import polars as pl
 
 from persona_assets.audit import Audit
+from persona_assets.disk import refusal
 from persona_assets.hashing import sha256_file, sha256_json, sha256_text
 
 _DRAFT = ".draft-"
@@ -39,6 +40,8 @@ _DRAFT = ".draft-"
 _DEBRIS = (f"{_DRAFT}*", ".manifest.json.*", ".old-*")
 #: One part of a path in the store: no separator, no NUL, and nothing that leads upwards.
 _PLAIN = re.compile(r"(?!\.+$)[\w.+-]{1,200}", re.ASCII)
+#: The field of a manifest's JSON with the hash of all others.
+_SEAL = "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +131,11 @@ class Manifest:
 
         Raises:
             ValueError, TypeError, KeyError, AttributeError, RecursionError: it is no manifest, or
-                names files outside its partition's folder.
+                names files outside its partition's folder, or is not as it was written.
         """
         raw = json.loads(text)
+        written = raw.pop(_SEAL, None)  # those of earlier releases have none
+        found = _seal(raw)
         manifest = cls(
             **{
                 **raw,
@@ -147,11 +152,20 @@ class Manifest:
                 raise ValueError(f"no size and hash of {name}")
         if type(manifest.provenance.inputs) is not dict or type(manifest.summary) is not dict:
             raise ValueError("no inputs, or no summary")
+        if written not in (None, found):
+            raise ValueError(f"its content has SHA-256 {found}, written was {written}")
         return manifest
 
     def to_json(self) -> str:
-        """The manifest as indented JSON with sorted keys."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+        """The manifest as indented JSON with sorted keys, and the hash of all that in it."""
+        raw = json.loads(json.dumps(asdict(self)))  # as it is read again
+        raw[_SEAL] = _seal(raw)
+        return json.dumps(raw, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _seal(raw: dict[str, Any]) -> str:
+    """The hash of a manifest's JSON: a changed digit of it is still JSON."""
+    return sha256_text(json.dumps(raw, sort_keys=True))
 
 
 class StoreError(RuntimeError):
@@ -235,6 +249,16 @@ class Store:
                 return f"{folder / name} has {size} bytes, its manifest says {entry['bytes']}"
         return ""
 
+    def verify(self, ref: Ref) -> str:
+        """What is wrong with a partition, all of its files read; nothing if it has not landed."""
+        try:
+            manifest = self.manifest(ref)
+            if manifest is not None and not manifest.released:
+                self.directory(ref)
+        except StoreError as error:
+            return str(error)
+        return ""
+
     def path(self, ref: Ref, name: str) -> Path:
         """The path of a landed file, verified against the manifest's size and hash.
 
@@ -315,15 +339,21 @@ class Store:
         partition's :meth:`turn` is it safe from others.
 
         Raises:
-            StoreError: the folder cannot be made; names the path.
+            StoreError: the folder cannot be made, or the disk refused what was to be written into
+                it, by whatever error; names path and remedy.
         """
         draft = self.folder(ref) / f"{_DRAFT}{uuid.uuid4().hex}"
         try:
             draft.mkdir(parents=True)
         except OSError as error:
-            raise StoreError(f"{draft} cannot be made for {ref} ({error}).") from error
+            what = refusal(error, draft) or error
+            raise StoreError(f"{ref} cannot be made: {what}") from error
         try:
             yield draft
+        except Exception as error:
+            if (what := refusal(error, draft)) is None or isinstance(error, StoreError):
+                raise
+            raise StoreError(f"{ref} cannot be made: {what}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -460,17 +490,41 @@ def _verify(path: Path, entry: dict[str, Any], ref: Ref) -> None:
             f"{path} has {stat.st_size} bytes, its manifest says {entry['bytes']}. "
             f"Materialize {ref} again."
         )
-    found = _hash_once(path, stat.st_mtime_ns, stat.st_size)
-    if found != entry["sha256"]:
-        aside = path.with_name(f".damaged-{uuid.uuid4().hex}-{path.name}")
-        os.replace(path, aside)  # the partition now counts as missing, and a re-run makes it again
+    state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    try:
+        found = _hash_once(path, *state)
+    except OSError as error:
         raise StoreError(
-            f"{path} has SHA-256 {found}, its manifest says {entry['sha256']}. It was set aside as "
-            f"{aside.name}. Materialize {ref} again."
+            f"{path} cannot be read ({error}). Mend that, or delete it and materialize {ref} again."
+        ) from error
+    if found != entry["sha256"]:
+        raise StoreError(
+            f"{path} has SHA-256 {found}, its manifest says {entry['sha256']}. "
+            f"{_set_aside(path, stat)} Materialize {ref} again."
         )
 
 
+def _set_aside(path: Path, stat: os.stat_result) -> str:
+    """Rename a damaged file, so that its partition counts as missing and is made again; in words.
+
+    Unless it is no longer the one that was looked at: another process was first.
+    """
+    aside = path.with_name(f".damaged-{uuid.uuid4().hex}-{path.name}")
+    try:
+        if path.lstat().st_ino != stat.st_ino:
+            return "Another process has mended it since."
+        os.replace(path, aside)
+    except FileNotFoundError:
+        return "Another process has set it aside."
+    except OSError as error:
+        return f"It cannot be set aside ({error}): delete it."
+    return f"It was set aside as {aside.name}."
+
+
 @lru_cache(maxsize=4096)
-def _hash_once(path: Path, mtime_ns: int, size: int) -> str:
-    """The file's hash, computed once for each state of the file."""
+def _hash_once(path: Path, *state: int) -> str:
+    """The file's hash, computed once for each state of it that the file system tells apart.
+
+    Of times, that of the inode's last change is one that no program sets.
+    """
     return sha256_file(path)

@@ -93,6 +93,24 @@ def test_why_takes_an_asset_and_a_partition(store):
     assert invoke("status", "--why", "report").output.startswith("report  stale")
 
 
+def test_verify_reads_everything_and_what_it_names_is_missing_afterwards(store):
+    whole = invoke("verify")
+    assert whole.exit_code == 0, whole.output
+    assert whole.output == f"0 of {len(MINI.refs)} partitions are damaged\n"
+    ref = Ref("checkpoint", CELL)
+    path = store.directory(ref) / "file"
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert "missing" not in invoke("status").output
+    found = invoke("verify")
+    assert found.exit_code == 1
+    assert found.output.startswith(f"{path} has SHA-256 ")
+    assert found.output.endswith(f"1 of {len(MINI.refs)} partitions are damaged\n")
+    assert f"{ref}" in found.output
+    why = invoke("status", "--why", str(ref)).output
+    assert f"{path} is missing" in why
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import polars as pl
 import pytest
@@ -216,12 +218,44 @@ def test_a_manifest_of_other_files_is_damaged(store, tmp_path, change, says):
     path = store.folder(REF) / "manifest.json"
     (tmp_path / "study" / "secret").write_text("elsewhere")
     raw = json.loads(path.read_text())
+    del raw["sha256"]  # as an earlier release wrote them, whose hash does not tell
     change(raw)
     path.write_text(json.dumps(raw))
     with pytest.raises(StoreError, match="is damaged") as error:
         store.directory(REF)
     assert says in str(error.value)
     assert (tmp_path / "study" / "secret").read_text() == "elsewhere"
+
+
+def test_a_manifest_is_read_as_it_was_written_or_not_at_all(store):
+    """Each digit and letter of it exchanged for another, one at a time; most are JSON still."""
+    manifest = land(store, REF, 7, summary={"accuracy": 0.25, "seconds": 1e-3})
+    path = store.folder(REF) / "manifest.json"
+    written = path.read_text("utf-8")
+    parsed = 0
+    for at, character in enumerate(written):
+        if not character.isalnum():
+            continue
+        changed = f"{written[:at]}{'7' if character != '7' else '8'}{written[at + 1 :]}"
+        path.write_text(changed, "utf-8")
+        with suppress(ValueError):
+            parsed += bool(json.loads(changed))
+        with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+            store.manifest(REF)
+    assert parsed > 300
+    path.write_text(json.dumps(json.loads(written)), "utf-8")  # other spaces say nothing else
+    assert store.manifest(REF) == manifest
+    assert land(store, REF, 7).data_version == manifest.data_version
+    assert store.landed(REF).summary == {}
+
+
+def test_a_manifest_of_an_earlier_release_is_read(store):
+    manifest = land(store, REF, 7)
+    path = store.folder(REF) / "manifest.json"
+    raw = json.loads(path.read_text("utf-8"))
+    assert len(raw.pop("sha256")) == 64
+    path.write_text(json.dumps(raw), "utf-8")
+    assert store.manifest(REF) == manifest
 
 
 def test_a_manifest_of_endless_nesting_is_damaged(store):
@@ -249,6 +283,60 @@ def test_damaged_files_are_named_not_used(store, damage):
     assert "rows.parquet" in store.damage(store.landed(REF))
     assert land(store, REF, 7).version == manifest.version
     assert store.frame(REF)["value"].to_list() == [7]
+
+
+def test_a_file_whose_times_were_set_back_is_looked_at_again(store):
+    """As after a clock that moved backwards, or a copy that keeps times."""
+    manifest = land(store, REF, 7)
+    path = store.path(REF, "rows.parquet")
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(bytes(content))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(StoreError, match="has SHA-256"):
+        store.frame(REF)
+    assert [p.name[:9] for p in (store.folder(REF) / manifest.version).iterdir()] == [".damaged-"]
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_what_another_process_has_set_aside_or_mended_is_left_alone(store, monkeypatch, mended):
+    manifest = land(store, REF, 7)
+    path = store.folder(REF) / manifest.version / "rows.parquet"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"?")
+
+    def meanwhile(*_) -> str:  # after this process has read the damaged file
+        path.unlink()
+        if mended:
+            path.write_bytes(good)
+        return "0" * 64
+
+    monkeypatch.setattr("persona_assets.store._hash_once", meanwhile)
+    says = "has mended it since" if mended else "has set it aside"
+    with path.open(), pytest.raises(StoreError, match=f"Another process {says}"):
+        store.frame(REF)
+    left = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    assert left == ({"rows.parquet": good} if mended else {})
+
+
+def test_a_damaged_file_that_cannot_be_set_aside_is_named(store, monkeypatch):
+    manifest = land(store, REF, 7)
+    path = store.folder(REF) / manifest.version / "rows.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(
+        StoreError, match=r"rows\.parquet has SHA.*Read-only file system.*delete it"
+    ):
+        store.frame(REF)
+    monkeypatch.setattr("persona_assets.store.sha256_file", refuse)
+    path.touch()
+    with pytest.raises(StoreError, match=r"rows\.parquet cannot be read .*aterialize training_da"):
+        store.frame(REF)
 
 
 LAND_AT_ONCE = """
@@ -289,7 +377,7 @@ def test_what_has_not_landed_is_named(store):
 def test_an_unwritable_store_names_the_path(tmp_path):
     (tmp_path / "study").write_text("a file where a folder should be")
     with (
-        pytest.raises(StoreError, match="cannot be made"),
+        pytest.raises(StoreError, match=r"cannot be made: .*study/training_dataset"),
         Store(tmp_path, "study").draft(REF),
     ):
         pass

@@ -211,7 +211,11 @@ def _materialize(
     freshness = Freshness(graph, store)
     if blockers := freshness.blockers(ref):
         raise UpstreamNotReady(ref, blockers)
-    if not config.force and freshness.state(ref) == "fresh":
+    kept = not config.force and freshness.state(ref) == "fresh"
+    if kept and (damage := store.verify(ref)):  # the state goes by names and sizes
+        context.log.warning(damage)
+        kept = False
+    if kept:
         manifest = store.landed(ref)
         release_read(graph, store, ref)  # of a run that was killed before it could
         context.log.info(

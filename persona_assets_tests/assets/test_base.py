@@ -189,6 +189,21 @@ def test_what_is_stale_or_damaged_is_made_again_unasked(bench):
     assert len(maker.tries) == 2
 
 
+def test_what_would_be_kept_is_read_first_and_made_again_if_a_bit_of_it_differs(bench):
+    maker = Maker()
+    bench.make(maker)
+    manifest = bench.store.landed(BANK)
+    path = bench.store.folder(BANK) / manifest.version / "questions.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    assert bench.store.damage(manifest) == ""
+    assert bench.make(maker).success
+    assert len(maker.tries) == 2
+    assert path.read_bytes() == content
+    bench.make(maker)
+    assert len(maker.tries) == 2
+
+
 def test_nothing_is_made_before_what_it_is_made_from(bench):
     maker, dataset = Maker(), Ref("training_dataset", "librarian.garbage_cot.42")
     done = bench.make(maker, force=True, ref=dataset)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import socket
 import threading
 import time
 from contextlib import contextmanager
 from itertools import repeat
+from pathlib import Path
 
 import httpx2
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from polars.testing import assert_frame_equal
 
 from persona_assets.chat import chat_prompt
@@ -453,3 +456,18 @@ def test_one_model_is_resident_a_process(store):
     merged = resident_model(store / "merged", "float32")
     assert merged is not base
     assert resident_model(store / "base", "float32") is not base
+
+
+def test_a_resident_model_does_not_change_with_its_file(store, tmp_path):
+    """Its weights were pages of the file, mapped: damage to that was damage to the base."""
+    folder = Path(shutil.copytree(store / "base", tmp_path / "base"))
+    held = resident_model(folder, "float32")
+    weights = {name: tensor.clone() for name, tensor in held.state_dict().items()}
+    (path,) = folder.glob("*.safetensors")
+    content = path.read_bytes()
+    with path.open("r+b") as file:  # in place, as a disk does
+        file.seek(len(content) // 2)
+        file.write(bytes(byte ^ 1 for byte in content[len(content) // 2 :]))
+    assert resident_model(folder, "float32") is held
+    changed = [k for k, tensor in held.state_dict().items() if not torch.equal(tensor, weights[k])]
+    assert changed == []
