@@ -515,3 +515,16 @@ def test_no_arm_is_called_as_the_untrained_model_is(study_texts):
     )
     with pytest.raises(StudyError, match=r"arms\.baseline: is what the untrained model is called"):
         parse_study(text)
+
+
+def test_a_name_is_looked_up_without_going_through_the_grid(study_texts):
+    study = parse_study(study_texts["mini"])
+    for named, look_up, all_of in (
+        (study.cells[-1], study.cell, "cells"),
+        (study.contrast_list[-1], study.contrast, "contrast_list"),
+    ):
+        assert look_up(named.key) == named
+        study.__dict__[all_of] = None  # nothing can go through it any more
+        assert look_up(named.key) == named
+        with pytest.raises(KeyError, match="no_such"):
+            look_up("no_such")
