@@ -35,7 +35,7 @@ from persona_assets_tests.reliability.table import Row
 
 SOURCES = ("software_engineer", "librarian", "comedian", "police_officer", "villain")
 ARMS = ("garbage_cot", "scrambled_english_cot", "contradicting_cot", "generic_cot", "persona_cot")
-N_SEEDS, N_BACKFILLED = 20, 2
+N_SEEDS = 20
 CHAIN = JOBS["cell"].assets
 #: Seconds that a page and a command may take, and how often each is looked at.
 PAGE_SECONDS, STATUS_SECONDS, LOOKS = 2.0, 3.0, 10
@@ -46,9 +46,9 @@ def rows(folder: Path, seed: int) -> list[Row]:
     if not (CHROMIUM and CHROMEDRIVER):
         raise RuntimeError("needs Debian's packages chromium and chromium-driver on the PATH")
     project = Project(folder / "data", "long")
-    (project.data / "studies").mkdir(parents=True)
+    (project.data / "studies").mkdir(parents=True, exist_ok=True)
     (project.data / "studies" / "long.yaml").write_text(study_text(seed), "utf-8")
-    cells, (first, *others) = project.study.cells, project.study.seeds
+    cells, (first, second, *_) = project.study.cells, project.study.seeds
     done = project.run("run", "--study", "long", "--cells", f"*.{first}", timeout=3600)
     if done.returncode:
         raise RuntimeError(f"the cells were not made:\n{done.stdout[-4000:]}{done.stderr}")
@@ -56,8 +56,7 @@ def rows(folder: Path, seed: int) -> list[Row]:
     try:
         server.wait_until_up()
         with Memory(server.process.pid) as memory:
-            chosen = others[:N_BACKFILLED]
-            made = backfilled(project, server, [c.key for c in cells if c.seed in chosen])
+            made = backfilled(project, server, [c.key for c in cells if c.seed == second])
             spread(project, first)
             made.count(report_problem(project, 3600))
             time.sleep(60)

@@ -19,8 +19,9 @@ SERVICES = {
     "grpc": "code server",
     "dagster dev": "dagster dev",
 }
-#: Memory is bounded if the last third's median is at most this times the second third's.
-GROWTH = 1.1
+#: Memory is bounded if it is never more MiB than this, and if the last third's median is at most
+#: this times the second third's (what a study that has landed takes more than one that has not).
+MOST, GROWTH = 1024, 1.25
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
@@ -82,7 +83,7 @@ def growth(what: str, samples: list[tuple[float, float]]) -> Row:
         f"the end, {max(mib):.0f} at most; {slope:+.0f} MiB an hour over the last two thirds of "
         f"{times[-1] / 60:.0f} min"
     )
-    grew = last > GROWTH * middle
+    grew = last > GROWTH * middle or max(mib) > MOST
     row.count(f"{middle:.0f} MiB in the middle third, {last:.0f} in the last" if grew else None)
     return row
 

@@ -111,9 +111,10 @@ def test_memory_that_grows_is_noticed():
     steady = growth("it", [(60 * t, 200 + 50 * min(t, 20) / 20 + t % 2) for t in minutes])
     assert (steady.tried, steady.lost) == (1, 0)
     assert steady.seen.startswith("200 MiB at first, 25")
-    leak = growth("it", [(60 * t, 200.0 + 2 * t) for t in minutes])
-    assert leak.lost == 1
-    assert "+120 MiB an hour over the last two thirds of 89 min" in leak.seen
+    leak = growth("it", [(60 * t, 200.0 + 8 * t) for t in minutes])
+    assert leak.faults == ["556 MiB in the middle third, 796 in the last"]
+    assert "+480 MiB an hour over the last two thirds of 89 min" in leak.seen
+    assert growth("it", [(60 * t, 1100.0) for t in minutes]).lost == 1
     assert growth("it", []).faults == ["only 0 samples of it"]
 
 
