@@ -16,8 +16,9 @@ from persona_assets_tests.reliability.table import Row
 SERVICES = {
     "dagster_webserver": "webserver",
     "dagster._daemon": "daemon",
+    "code-server": "code server",
     "grpc": "code server",
-    "dagster dev": "dagster dev",
+    "dagster dev": "process that starts them",
 }
 #: Memory is bounded if it is never more MiB than this, and if the last third's median is at most
 #: this times the second third's (what a study that has landed takes more than one that has not).
@@ -62,7 +63,7 @@ class Memory:
         """A row for each service: whether its memory is bounded."""
         return [
             growth(f"memory of the {service}, {during}", self._of(service))
-            for service in SERVICES.values()
+            for service in dict.fromkeys(SERVICES.values())
         ]
 
     def _of(self, service: str) -> list[tuple[float, float]]:

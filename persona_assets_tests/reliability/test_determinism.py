@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import duckdb
 import numpy as np
 import polars as pl
 import pytest
@@ -58,6 +59,16 @@ def table(**columns):
     return lambda path: pl.read_parquet(path).with_columns(**columns).write_parquet(path)
 
 
+def sql(statement: str):
+    """A change of a DuckDB file."""
+
+    def change(path) -> None:
+        with duckdb.connect(str(path)) as db:
+            db.execute(statement)
+
+    return change
+
+
 def one_ulp(path) -> None:
     tensors = load_file(path)
     name = min(tensors)
@@ -92,6 +103,12 @@ def one_word(path) -> None:
             "numbers.parquet",
             table(n=pl.col("n") + 1),
             "numbers.n",
+        ),
+        (
+            Ref("warehouse"),
+            "warehouse.duckdb",
+            sql("UPDATE outcomes SET is_correct = NOT is_correct, run_id = 'another'"),
+            "outcomes.is_correct",
         ),
         (Ref("report"), "report.html", one_word, "its bytes"),
     ],

@@ -19,7 +19,7 @@ from persona_assets_tests.integration.browser import CHROMEDRIVER, CHROMIUM
 from persona_assets_tests.integration.webserver import Webserver
 from persona_assets_tests.reliability import longrun
 from persona_assets_tests.reliability.longrun import CHAIN
-from persona_assets_tests.reliability.memory import Memory, growth
+from persona_assets_tests.reliability.memory import SERVICES, Memory, growth
 
 CELL = "librarian.garbage_cot.42"
 
@@ -49,7 +49,7 @@ def test_a_cell_of_the_daemon_its_pages_and_the_memory(own_project, tmp_path, mo
         server.stop()
     assert [(row.tried, row.lost, row.faults) for row in (made, *seen)] == [(1, 0, [])] * 3
     services = {service for _, sizes in memory.samples for service in sizes}
-    assert services == {"webserver", "daemon", "code server", "dagster dev"}
+    assert services == set(SERVICES.values())
     assert all(30 < mib < 1500 for _, sizes in memory.samples for mib in sizes.values())
     assert all(row.tried == 1 and "MiB an hour" in row.seen for row in memory.rows("here"))
 
