@@ -58,14 +58,14 @@ def sha256_source(thing: Callable | Path) -> str:
 
     Comments, formatting and docstrings do not count, so that tidying up stales nothing.
     """
-    return _sha256_syntax(
-        thing.read_text("utf-8") if isinstance(thing, Path) else inspect.getsource(thing)
-    )
+    file = (thing if isinstance(thing, Path) else Path(inspect.getfile(thing))).stat()
+    return _sha256_source(thing, file.st_mtime_ns, file.st_size)
 
 
 @lru_cache(maxsize=512)
-def _sha256_syntax(text: str) -> str:
-    """Of one source text, once a process: every partition of a study asks for the same few."""
+def _sha256_source(thing: Callable | Path, mtime_ns: int, size: int) -> str:
+    """Once for each state of its file: every partition of a study asks for the same few."""
+    text = thing.read_text("utf-8") if isinstance(thing, Path) else inspect.getsource(thing)
     tree = ast.parse(textwrap.dedent(text))
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for node in ast.walk(tree):

@@ -165,13 +165,21 @@ class Study(StudyFile):
         """The cells of one origin."""
         return tuple(cell for cell in self.cells if cell.origin == origin)
 
+    @cached_property
+    def _cells_by_key(self) -> dict[str, Cell]:
+        return {cell.key: cell for cell in self.cells}
+
+    @cached_property
+    def _contrasts_by_key(self) -> dict[str, Contrast]:
+        return {contrast.key: contrast for contrast in self.contrast_list}
+
     def cell(self, key: str) -> Cell:
         """The cell with partition key ``key``.
 
         Raises:
             KeyError: no such cell; names the nearest.
         """
-        return _lookup(key, {cell.key: cell for cell in self.cells}, "cell", self.name)
+        return _lookup(key, self._cells_by_key, "cell", self.name)
 
     def contrast(self, key: str) -> Contrast:
         """The contrast with partition key ``key`` (``a-b.axis``).
@@ -179,7 +187,7 @@ class Study(StudyFile):
         Raises:
             KeyError: no such contrast; names the nearest.
         """
-        return _lookup(key, {c.key: c for c in self.contrast_list}, "contrast", self.name)
+        return _lookup(key, self._contrasts_by_key, "contrast", self.name)
 
     def contrast_cells(self, contrast: Contrast) -> tuple[Cell, ...]:
         """Exactly the cells that feed a contrast: both arms, at the sources that both have."""

@@ -144,3 +144,16 @@ def test_earlier_values_stand_beside_their_contrast(length_matched, mini):
     assert found["persona_cot-garbage_cot.source_loss"].interval is None
     assert found["contradicting_cot-generic_cot.bystander_leakage"].interval == (-0.015, -0.011)
     assert {c.published for c in mini.contrast_list} == {None}
+
+
+def test_a_name_is_looked_up_without_going_through_the_grid(study_texts):
+    study = parse_study(study_texts["mini"])
+    for named, look_up, all_of in (
+        (study.cells[-1], study.cell, "cells"),
+        (study.contrast_list[-1], study.contrast, "contrast_list"),
+    ):
+        assert look_up(named.key) == named
+        study.__dict__[all_of] = None  # nothing can go through it any more
+        assert look_up(named.key) == named
+        with pytest.raises(KeyError, match="no_such"):
+            look_up("no_such")

@@ -33,17 +33,18 @@ _EDITS = (
 
 @dataclass(frozen=True)
 class Project:
-    """A data folder with the tiny study, and the commands to use on it."""
+    """A data folder with a study, the tiny one mostly, and the commands to use on it."""
 
     data: Path
+    name: str = "tiny"
 
     @property
     def study(self) -> Study:
-        return load_study(self.data / "studies" / "tiny.yaml")
+        return load_study(self.data / "studies" / f"{self.name}.yaml")
 
     @property
     def store(self) -> Store:
-        return Store(self.data / "store", "tiny")
+        return Store(self.data / "store", self.name)
 
     @property
     def graph(self) -> Graph:
@@ -62,7 +63,7 @@ class Project:
         return [sys.executable, "-m", "persona_assets", *arguments]
 
     def run(
-        self, *arguments: str, cwd: Path | None = None, **variables: str
+        self, *arguments: str, cwd: Path | None = None, timeout: int = 600, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """``persona-assets …`` in a process of its own, with more ``variables`` set."""
         return subprocess.run(
@@ -71,7 +72,7 @@ class Project:
             cwd=cwd or self.data,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=timeout,
             check=False,
         )
 
@@ -103,7 +104,7 @@ class Project:
     def copy(self, target: Path) -> Project:
         """The same project elsewhere, for tests that change it."""
         shutil.copytree(self.data, target)
-        return Project(target)
+        return Project(target, self.name)
 
 
 def tiny_study_text() -> str:

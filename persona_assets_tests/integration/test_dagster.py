@@ -5,13 +5,12 @@ from __future__ import annotations
 import ipaddress
 import subprocess
 import sys
-import time
 
 import pytest
 
 from persona_assets.store import Ref
 from persona_assets.training.audits import AUDITS
-from persona_assets_tests.integration.webserver import Webserver, launch
+from persona_assets_tests.integration.webserver import Webserver, backfill, launch
 
 CELL = "librarian.garbage_cot.42"
 
@@ -72,21 +71,6 @@ query($key: AssetKeyInput!, $partition: String!) {
 }"""
 
 
-BACKFILL = """
-mutation($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}"""
-
-BACKFILLED = """
-query($id: String!) { partitionBackfillOrError(backfillId: $id) {
-  ... on PartitionBackfill { status runs(limit: 50) { runId status tags { key value } } }
-} }
-"""
-
 ERRORS = """
 query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
   ... on ExecutionStepFailureEvent { stepKey error { message causes { message } } }
@@ -130,28 +114,6 @@ def webserver(served):
 def forced(*assets: str) -> dict:
     """The run config that makes the assets again though they are up to date."""
     return {"ops": {f"tiny__{asset}": {"config": {"force": True}} for asset in assets}}
-
-
-def backfill(webserver: Webserver, asset: str, keys: list[str], **more) -> dict[str, tuple]:
-    """What the UI's button sends for a range; waits for it; (run id, status) by partition."""
-    selection = [{"path": ["tiny", asset]}]
-    launched = webserver.ask(
-        BACKFILL, params={"assetSelection": selection, "partitionNames": keys, **more}
-    )["launchPartitionBackfill"]
-    assert launched["__typename"] == "LaunchBackfillSuccess", launched
-    deadline = time.monotonic() + 300
-    while True:
-        state = webserver.ask(BACKFILLED, id=launched["backfillId"])["partitionBackfillOrError"]
-        if state["status"].startswith("COMPLETED"):
-            break
-        assert time.monotonic() < deadline, state
-        time.sleep(0.5)
-    return {
-        tag["value"]: (run["runId"], run["status"])
-        for run in state["runs"]
-        for tag in run["tags"]
-        if tag["key"] == "dagster/partition"
-    }
 
 
 def refusal(webserver: Webserver, run_id: str) -> str:
@@ -232,7 +194,7 @@ def test_consumers_refuse_a_failed_partition_across_runs(served, webserver):
     for cell in (failed, *good):
         (served.store.folder(Ref("checkpoint", cell)) / "manifest.json").unlink()
     config = forced("training_dataset")
-    datasets = backfill(webserver, "training_dataset", [failed, *good], runConfigData=config)
+    datasets = backfill(webserver, ["training_dataset"], [failed, *good], runConfigData=config)
     assert {cell: status for cell, (_, status) in datasets.items()} == {
         failed: "FAILURE",
         **dict.fromkeys(good, "SUCCESS"),
@@ -251,7 +213,7 @@ def test_consumers_refuse_a_failed_partition_across_runs(served, webserver):
     assert check["partitionStatuses"]["failedPartitions"] == [failed]
     assert set(good) < set(check["partitionStatuses"]["succeededPartitions"])
 
-    checkpoints = backfill(webserver, "checkpoint", [failed, *good])
+    checkpoints = backfill(webserver, ["checkpoint"], [failed, *good])
     assert {cell: status for cell, (_, status) in checkpoints.items()} == {
         failed: "FAILURE",
         **dict.fromkeys(good, "SUCCESS"),

@@ -10,24 +10,27 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 
 import psutil
 
 from persona_assets_tests.conftest import PROJECT
+from persona_assets_tests.integration.project import Project
 
 
 class Webserver:
     """``persona-assets ui`` on a free port, with a DAGSTER_HOME of its own in the data folder."""
 
-    def __init__(self, project):
+    def __init__(self, project: Project):
+        self.study = project.name
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         shutil.copy(PROJECT / "dagster.yaml", project.data)
         (project.data / "workspace.yaml").write_text(
             "load_from:\n  - python_module: {module_name: persona_assets.definitions, "
-            "attribute: tiny, location_name: tiny}\n"
+            f"attribute: {project.name}, location_name: {project.name}}}\n"
         )
         self.log = (project.data / "dagster-dev.log").open("w")
         self.process = subprocess.Popen(
@@ -125,3 +128,43 @@ def launch(
         time.sleep(0.5)
         status = webserver.ask(RUN, id=run_id)["runOrError"]["status"]
     return run_id, status
+
+
+BACKFILL = """
+mutation($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}"""
+
+BACKFILLED = """
+query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+  ... on PartitionBackfill { status runs(limit: 1000) { runId status tags { key value } } }
+} }
+"""
+
+
+def backfill(
+    webserver: Webserver, assets: Sequence[str], keys: Sequence[str], seconds: float = 300, **more
+) -> dict[str, tuple[str, str]]:
+    """What the UI's button sends for a range; waits for it; (run id, status) by partition."""
+    selection = [{"path": [webserver.study, asset]} for asset in assets]
+    launched = webserver.ask(
+        BACKFILL, params={"assetSelection": selection, "partitionNames": list(keys), **more}
+    )["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
+    deadline = time.monotonic() + seconds
+    while True:
+        state = webserver.ask(BACKFILLED, id=launched["backfillId"])["partitionBackfillOrError"]
+        if state["status"].startswith("COMPLETED"):
+            break
+        assert time.monotonic() < deadline, state
+        time.sleep(0.5)
+    return {
+        tag["value"]: (run["runId"], run["status"])
+        for run in state["runs"]
+        for tag in run["tags"]
+        if tag["key"] == "dagster/partition"
+    }

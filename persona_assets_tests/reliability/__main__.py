@@ -23,7 +23,7 @@ from persona_assets_tests.conftest import PROJECT
 from persona_assets_tests.reliability.table import Row, markdown
 
 #: Modules of this package, each with ``rows(folder, seed)``, which works in an empty folder.
-SECTIONS = ("fuzz", "kills", "concurrency", "disk", "corruption")
+SECTIONS = ("fuzz", "kills", "concurrency", "disk", "corruption", "determinism", "longrun")
 PAGE = PROJECT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
