@@ -1,17 +1,14 @@
 """Feeds bad input to everything that reads any, and counts what it makes of it.
 
-    python -m persona_assets_tests.reliability.fuzz --inputs 1000000 --seed 7
-
 Whatever is read or refused with the documented error passes. Counted as faults: any other
 exception, an input that takes longer than :data:`SECONDS`, a process that dies, a path that leaves
-the store, a file written or read through SQL. Prints the rows for ``docs/reliability.md``.
+the store, a file written or read through SQL.
 """
 
 from __future__ import annotations
 
 import random
 import signal
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -20,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import click
-
 from persona_assets_tests.reliability.readers import READERS, Escape, Use
+from persona_assets_tests.reliability.table import Row
 
 #: An input that takes longer than this hangs.
 SECONDS = 20.0
@@ -104,40 +100,31 @@ def _too_long(number: int, frame: FrameType | None) -> None:
     raise Hang(f"longer than {SECONDS:g} s")
 
 
-@click.command()
-@click.option("--inputs", "n", type=click.IntRange(1), default=1_000_000, show_default=True)
-@click.option("--seed", default=7, show_default=True)
-@click.option("--processes", type=click.IntRange(1, 64), default=2, show_default=True)
-@click.option("--only", type=click.Choice(list(READERS)), multiple=True)
-def main(n: int, seed: int, processes: int, only: tuple[str, ...]) -> None:
-    """Fuzz every reader, and print what became of it."""
-    shares = {name: READERS[name].share for name in only or READERS}
-    total = sum(shares.values())
+def fuzz_all(n: int, seed: int, processes: int = 2) -> dict[str, Tally]:
+    """Give all readers together ``n`` inputs, each its share; by reader."""
+    total = sum(reader.share for reader in READERS.values())
     jobs = []
-    for name, share in shares.items():
-        left = -(-n * share // total)
+    for name, reader in READERS.items():
+        left = -(-n * reader.share // total)
         for chunk, start in enumerate(range(0, left, _CHUNK)):
             jobs.append((name, min(_CHUNK, left - start), seed * 100_000 + chunk))
-    tallies = {name: Tally() for name in shares}
+    tallies = {name: Tally() for name in READERS}
     with ThreadPoolExecutor(processes) as threads:
         for (name, *_), tally in zip(jobs, threads.map(_in_a_process, jobs), strict=True):
             tallies[name].add(tally)
-    print("| given | inputs | read | refused | faults | slowest |")
-    print("|---|---|---|---|---|---|")
-    for name, tally in tallies.items():
-        print(
-            f"| {READERS[name].what} | {tally.tried} | {tally.taken} | {tally.refused} "
-            f"| {tally.n_faults} | {tally.slowest:.2f} s |"
+    return tallies
+
+
+def rows(folder: Path, seed: int, n: int = 1_000_000) -> list[Row]:
+    """A row a reader; ``folder`` is not used: each process has its own."""
+    return [
+        Row(
+            f"bad input: {READERS[name].what}",
+            tally.tried,
+            tally.n_faults,
+            "nothing to recover: read or refused with the documented error",
+            f"{tally.taken} read, {tally.refused} refused, the slowest in {tally.slowest:.1f} s",
+            tally.faults,
         )
-    print(
-        f"| all | {sum(t.tried for t in tallies.values())} | | | "
-        f"{sum(t.n_faults for t in tallies.values())} | |"
-    )
-    for name, tally in tallies.items():
-        for fault in tally.faults:
-            print(f"{name}: {fault}", file=sys.stderr)
-    sys.exit(any(tally.n_faults for tally in tallies.values()))
-
-
-if __name__ == "__main__":
-    main()
+        for name, tally in fuzz_all(n, seed).items()
+    ]

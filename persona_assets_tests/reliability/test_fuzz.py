@@ -101,3 +101,16 @@ def test_tallies_add_up():
     tally.add(Tally(1, 1, 3, 0.25, list("def")))
     assert tally == Tally(2, 3, 6, 0.5, list("abcde"))
     assert tally.tried == 11
+
+
+def test_a_row_a_reader_counts_all_that_was_tried(tmp_path, monkeypatch):
+    few = {name: READERS[name] for name in ("names", "number ids")}
+    monkeypatch.setattr(fuzzing, "READERS", few)
+    named, numbered = fuzzing.rows(tmp_path, seed=7, n=40)
+    shares = [reader.share for reader in few.values()]
+    assert [named.tried, numbered.tried] == [-(-40 * s // sum(shares)) for s in shares]
+    assert (named.lost, numbered.lost) == (0, 0)
+    assert named.fault == f"bad input: {few['names'].what}"
+    monkeypatch.setattr(fuzzing, "_in_a_process", lambda job: Tally(3, 2, 1, 0.5, ["died"]))
+    assert fuzzing.rows(tmp_path, seed=7, n=40)[1].faults == ["died"]
+    assert fuzzing.rows(tmp_path, seed=7, n=40)[1].lost == 1
