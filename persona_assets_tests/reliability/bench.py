@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import duckdb
+import polars as pl
 
 from persona_assets import environment
 from persona_assets.asset_table import JOBS
@@ -88,18 +89,29 @@ class Bench:
         }
 
     def content(self, ref: Ref) -> object:
-        """What a partition says, whoever made it and when; equal if it says the same."""
-        if ref.asset == "warehouse":
-            return tables(self.store.path(ref, "warehouse.duckdb"))
+        """What a partition says, ids and durations of runs aside; equal if it says the same."""
+        match ref.asset:
+            case "warehouse":
+                return tables(self.store.path(ref, "warehouse.duckdb"))
+            case "number_ledger":
+                numbers = pl.read_parquet(self.store.path(ref, "numbers.parquet"))
+                return numbers.filter(pl.col("unit") != "seconds").rows()
+            case "report":
+                lines = self.store.path(ref, "report.md").read_text("utf-8").splitlines()
+                return [line for line in lines if "hours" not in line]
         return self.store.landed(ref).data_version
 
 
 def tables(warehouse: Path) -> dict[str, list[tuple]]:
-    """What a warehouse says, but for ids and durations of runs; two builds differ in bytes."""
+    """What a warehouse says, ids and durations of runs aside; two builds differ in bytes."""
     with duckdb.connect(str(warehouse), read_only=True) as db:
         (names,) = db.execute("SELECT list(table_name) FROM duckdb_tables()").fetchone()
         said = "COLUMNS(lambda c: c NOT LIKE '%run_id' AND c NOT LIKE '%_seconds')"
-        return {n: db.execute(f"SELECT {said} FROM {n} ORDER BY ALL").fetchall() for n in names}
+        timeless = {"numbers": "WHERE unit <> 'seconds'"}
+        return {
+            n: db.execute(f"SELECT {said} FROM {n} {timeless.get(n, '')} ORDER BY ALL").fetchall()
+            for n in names
+        }
 
 
 @contextmanager

@@ -20,10 +20,10 @@ DATASET, TOKENIZER = Ref("training_dataset", CELL), Ref("tokenizer")
 
 
 def test_a_sample_loses_nothing(project, tmp_path):
-    kinds = {"training_dataset": ("a dataset", 3), "warehouse": ("the warehouse", 1)}
-    found = tried(project.data, tmp_path, 7, kinds, databases=3, clock=False)
+    kinds = {"training_dataset": ("a dataset", 2), "warehouse": ("the warehouse", 1)}
+    found = tried(project.data, tmp_path, 7, kinds, databases=2, clock=False)
     assert [fault for row in found for fault in row.faults] == []
-    assert [row.tried for row in found][:3] == [3, 1, 3]
+    assert [row.tried for row in found][:3] == [2, 1, 2]
     before_work, read_only, forbidden = found[3:]
     mounted = "tmpfs" in found[0].fault
     assert (before_work.tried, read_only.tried) == ((6, 7) if mounted else (2, 0))
@@ -62,10 +62,8 @@ def test_what_goes_wrong_is_noticed(project, tmp_path, monkeypatch):
         shutil.copytree(project.data, disk.folder / "data")
         with bench(disk.folder / "data", tmp_path / "dagster") as on:
             full = partial(disk.full, 8192)
-            assert trial(on, DATASET, full) is None
             assert "it does not say 'what it needs'" in trial(on, DATASET, full, "what it needs")
             assert "made all the same" in trial(on, DATASET, nullcontext, "anything")
-            assert trial(on, DATASET, nullcontext) is None
             assert "left behind: " in trial(on, DATASET, partial(_leave, on.store.folder(DATASET)))
             with monkeypatch.context() as patched:
                 patched.setattr(store_module, "refusal", lambda error, path: "cannot")
