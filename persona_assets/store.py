@@ -312,7 +312,8 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(folder, os.O_RDONLY)
         except OSError as error:
-            raise StoreError(f"{ref} cannot be made: {error}") from error
+            what = refusal(error, folder) or error
+            raise StoreError(f"{ref} cannot be made: {what}") from error
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

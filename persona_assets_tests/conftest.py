@@ -18,8 +18,17 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Several workers share the processors (`make test`): torch's own threads would be in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Files of integration tests that take long, the longest first.
-_LONG = ("test_spine.py", "test_tour.py", "test_dagster.py", "test_real_input.py")
+#: Files of integration and reliability tests that take long, the longest first.
+_LONG = (
+    "test_spine.py",
+    "test_tour.py",
+    "test_dagster.py",
+    "test_real_input.py",
+    "test_corruption.py",
+    "test_disk.py",
+    "test_concurrency.py",
+    "test_kills.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def place(item: pytest.Item) -> int:
-        if "integration" not in item.path.parts:
+        if not {"integration", "reliability"}.intersection(item.path.parts):
             return 1
         if item.path == first:
             return 0

@@ -78,16 +78,16 @@ class Project:
 
     def materialization(self, ref: Ref, *, force: bool = False) -> list[str]:
         """The command of Dagster's own that makes a partition; by ``force``, up to date or not."""
-        config = {"ops": {f"tiny__{ref.asset}": {"config": {"force": force}}}}
+        config = {"ops": {f"{self.name}__{ref.asset}": {"config": {"force": force}}}}
         return [
             *(sys.executable, "-m", "dagster", "asset", "materialize"),
             *(
                 "--select",
-                f"key:tiny/{ref.asset}",
+                f"key:{self.name}/{ref.asset}",
                 "-m",
                 "persona_assets.definitions",
                 "-a",
-                "tiny",
+                self.name,
             ),
             *("--config-json", json.dumps(config)),
             *(("--partition", ref.key) if ref.key else ()),

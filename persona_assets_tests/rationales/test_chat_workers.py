@@ -95,7 +95,8 @@ def test_a_stopped_worker_is_resumed_without_paying_again(
         assert process.returncode == -by
         stored = stored_questions(replies)
         assert 0 < len(stored) < 60
-        in_flight = replies.booked_usd("mini") / at_most(server.arrivals[-1])
+        whole = [arrival for arrival in server.arrivals if arrival.body]  # the last may be cut off
+        in_flight = replies.booked_usd("mini") / at_most(whole[-1])
         assert round(in_flight) <= paid_twice  # and none goes unseen
         before = len(server.arrivals)
         writer = ChatApiWriter(settings(server.url), replies, "mini")
