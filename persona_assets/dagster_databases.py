@@ -6,6 +6,7 @@ They hold the history of runs that the web interface shows. No result is read fr
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -83,10 +84,22 @@ def databases_named() -> Iterator[None]:
                 with suppress(sqlite3.OperationalError):
                     if path.exists() and (what := _damage(path)):
                         raise _damaged(path, what) from error
-        raise DiskError(
-            f"Dagster's databases in {folder} cannot be used ({link}). User {os.getuid()} needs "
-            f"the right to write there, and room: {room(folder)}. Then run it again."
-        ) from error
+        raise DiskError(_unusable(str(link))) from error
+
+
+def in_words(message: str) -> str:
+    """What a failed step said, with path and remedy where Dagster could not write down the step."""
+    if re.match(r"(sqlalchemy\.exc\.\w+: \()?sqlite3\.OperationalError", message):
+        return _unusable(message)
+    return message
+
+
+def _unusable(what: str) -> str:
+    folder = _folder()
+    return (
+        f"Dagster's databases in {folder} cannot be used ({what}). User {os.getuid()} needs the "
+        f"right to write there, and room: {room(folder)}. Then run it again."
+    )
 
 
 def _damaged(path: Path, what: str) -> DatabaseDamaged:

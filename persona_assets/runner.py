@@ -21,7 +21,12 @@ from typing import Literal
 
 from persona_assets import environment, gpus, residency
 from persona_assets.asset_table import JOBS
-from persona_assets.dagster_databases import DatabaseDamaged, check_databases, databases_named
+from persona_assets.dagster_databases import (
+    DatabaseDamaged,
+    check_databases,
+    databases_named,
+    in_words,
+)
 from persona_assets.disk import DiskError, require_writable
 from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
@@ -474,7 +479,7 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         for manifest in manifests
         if manifest.provenance.run_id == result.run_id
         for audit in manifest.blocking_failures
-    ] or [f"  {message}" for message in _messages(result)]
+    ] or [f"  {in_words(message)}" for message in _messages(result)]
     where = f"  (Dagster run {result.run_id} has the whole log)"
     return Outcome("failed", seconds, "\n".join([*found, where]), result.run_id)
 

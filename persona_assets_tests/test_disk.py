@@ -20,6 +20,7 @@ from persona_assets.dagster_databases import (
     DatabaseDamaged,
     check_databases,
     databases_named,
+    in_words,
 )
 from persona_assets.disk import DiskError, refusal, require_writable
 from persona_assets.store import Ref, Store, StoreError
@@ -142,6 +143,21 @@ def test_a_database_that_is_damaged_in_the_middle_of_a_run_is_named(databases):
         closing(sqlite3.connect(path)) as db,
     ):
         db.execute("SELECT count(body) FROM runs").fetchall()
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("sqlite3.OperationalError: database or disk is full", True),
+        ("sqlalchemy.exc.OperationalError: (sqlite3.OperationalError) disk I/O error", True),
+        ("StoreError: sqlite3.OperationalError in a text", False),
+    ],
+)
+def test_a_step_that_dagster_could_not_write_down_is_told_with_the_folder(databases, message, told):
+    words = in_words(message)
+    assert message in words
+    assert (f"databases in {databases} cannot be used" in words) == told
+    assert ("bytes are free there. Then run it again." in words) == told
 
 
 def test_other_errors_pass(databases):
