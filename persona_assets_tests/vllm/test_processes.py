@@ -57,7 +57,7 @@ def test_the_evaluation_benchmark_runs_on_a_tiny_model(arc_dir, tokenizer_dir, t
     assert cell["generated_tokens"] > 3 * 2 * 60
     assert 0 < cell["cached_tokens"] < cell["prompt_tokens"]
     switches = [line for line in lines if "enter_s" in line]
-    assert len(switches) == 1 + 6 + 1
+    assert len(switches) == 1 + 6 + 1 + 1  # base, three adapters twice, a whole model, the cell
     assert all(set(line["stops"]) <= {"None", "length", "eot"} for line in switches)
     (base,) = (line for line in lines if line.get("what") == "base unchanged")
     assert base["same_bits"]
