@@ -2,7 +2,7 @@
 # make ui          Dagster's web interface on 127.0.0.1:3000
 # make test        lint and tests
 # make test-vllm   the tests of the vLLM engine, with its build for CPUs in a venv of its own
-# make reliability what an operator fears, done on purpose and counted (an hour and more)
+# make reliability what an operator fears, done on purpose and counted
 # Each works alone on a fresh machine; the first one installs.
 
 PYTHON ?= python3

@@ -104,8 +104,8 @@ def backfilled(project: Project, server: Webserver, keys: list[str]) -> Row:
     return row
 
 
-def spread(project: Project, seed: int) -> int:
-    """Land what is missing of all cells as copies of the cells of ``seed``; how many partitions."""
+def spread(project: Project, seed: int) -> None:
+    """Land what is missing of all cells as copies of the cells of ``seed``."""
     graph, store = project.graph, project.store
     missing = [
         Ref(asset, cell.key)
@@ -124,7 +124,6 @@ def spread(project: Project, seed: int) -> int:
                 tags={"dagster/data_version": version},
             )
             instance.report_runless_asset_event(event)
-    return len(missing)
 
 
 def copied(graph: Graph, store: Store, ref: Ref, seed: int) -> Manifest:
