@@ -501,7 +501,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             "the estimator that recompute it.",
             None,
             fixed(*landed),
-            lambda key: study.model_dump(mode="json"),
+            lambda key: study.content,
             sources=lambda key: code_sources("number_ledger"),
             quotes_checks=True,
         ),
@@ -513,7 +513,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             "the ledger of its numbers.",
             None,
             fixed(*landed, Ref("number_ledger")),
-            lambda key: study.model_dump(mode="json"),
+            lambda key: study.content,
             sources=lambda key: code_sources("warehouse"),
         ),
         Asset(
@@ -542,7 +542,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             "The study's report, rendered from the warehouse and the study file.",
             None,
             fixed(Ref("warehouse"), Ref("forest_plot"), Ref("loss_heatmap")),
-            lambda key: study.model_dump(mode="json"),
+            lambda key: study.content,
             sources=lambda key: code_sources("report"),
         ),
     ]

@@ -91,9 +91,14 @@ class Study(StudyFile):
     """A validated study and the grid derived from it."""
 
     @cached_property
+    def content(self) -> dict[str, Any]:
+        """The parsed file as JSON, less what changes no result: where it runs, who is shown it."""
+        return self.model_dump(mode="json", exclude={"publish": True, "compute": {"gpus"}})
+
+    @cached_property
     def content_hash(self) -> str:
-        """Hash of the parsed file: provenance on everything it produced."""
-        return sha256_json(self.model_dump(mode="json"))
+        """Hash of :attr:`content`: provenance on everything it produced."""
+        return sha256_json(self.content)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:

@@ -271,9 +271,40 @@ class InferenceSettings(_Section):
 
 
 class ComputeSettings(_Section):
-    """Threads of one worker; part of a checkpoint's identity, since sums depend on their order."""
+    """What one worker computes with.
+
+    ``threads`` is part of a checkpoint's identity, since sums depend on their order. ``gpus`` is
+    what a run that needs a model reserves on a cluster (a share of one, or 0 for none), and changes
+    no result.
+    """
 
     threads: Annotated[int, Field(ge=1)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+
+class WandbProject(_Section):
+    """The Weights & Biases project that a study's runs and bundles go to."""
+
+    project: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,128}$")]
+    entity: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,128}$")] | None = None
+
+
+class HubRepositories(_Section):
+    """The hub repositories that a study is uploaded to.
+
+    ``dataset`` gets training datasets and warehouse, ``model`` the adapters, a folder a cell.
+    """
+
+    dataset: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$")]
+    model: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$")]
+    private: bool = True
+
+
+class PublishSettings(_Section):
+    """Where `persona-assets publish` takes a study; nothing of it changes a result."""
+
+    wandb: WandbProject | None = None
+    hub: HubRepositories | None = None
 
 
 class StudyFile(_Section):
@@ -298,3 +329,4 @@ class StudyFile(_Section):
     contrasts: Annotated[tuple[ContrastSpec, ...], Field(min_length=1)]
     inference: InferenceSettings
     compute: ComputeSettings = ComputeSettings()
+    publish: PublishSettings = PublishSettings()

@@ -63,6 +63,17 @@ def test_hash_is_of_content_not_of_wording(study_texts):
     assert changed.content_hash != parse_study(text).content_hash
 
 
+def test_where_it_runs_and_is_published_is_no_content_of_it(study_texts):
+    text = study_texts["mini"]
+    own = "compute: {threads: 1}"
+    elsewhere = text.replace(own, "compute: {threads: 1, gpus: 0.5}\n")
+    elsewhere += "publish: {wandb: {project: leakage}}\n"
+    assert parse_study(elsewhere).publish.wandb.project == "leakage"
+    assert parse_study(elsewhere).content_hash == parse_study(text).content_hash
+    slower = text.replace(own, "compute: {threads: 2}")
+    assert parse_study(slower).content_hash != parse_study(text).content_hash
+
+
 def define(kind: str, name: str, fields: str) -> tuple[str, str]:
     """An edit that defines an arm or a scaffold."""
     return "\narms:\n", f"\ndefine: {{{kind}: {{{name}: {{{fields}}}}}}}\narms:\n"

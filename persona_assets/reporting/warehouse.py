@@ -7,6 +7,7 @@ one writing process exclude every reader; no evaluation ever writes here.)
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,7 +189,7 @@ def _study_frame(study: Study, questions: Path) -> pl.DataFrame:
             "title": [study.title],
             "study_sha256": [study.content_hash],
             "question_bank_sha256": [bank.content_hash(asked)],
-            "definition": [study.model_dump_json()],
+            "definition": [json.dumps(study.content, ensure_ascii=False)],
         }
     )
 
