@@ -23,6 +23,7 @@ from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.hashing import sha256_json
 from persona_assets.launcher import was_launched
+from persona_assets.object_store import open_store
 from persona_assets.reporting.so_far import SO_FAR, so_far
 from persona_assets.run_lock import is_running
 from persona_assets.runner import Unit
@@ -115,7 +116,7 @@ def _now(loaded: Graph) -> tuple[Graph, Store]:
             f"study {name} has other partitions of {', '.join(changed)} than when this code "
             "location was loaded. Reload it (Deployment, Code locations)."
         )
-    return graph, Store(environment.store_dir(), name)
+    return graph, open_store(name)
 
 
 def _result(decisions: Sequence[Decision]) -> list[dg.RunRequest] | dg.SkipReason:
@@ -136,6 +137,7 @@ class Look:
     def __post_init__(self) -> None:
         self.study = self.freshness.graph.study
         self.being_made = dict(self._being_made())
+        self.freshness.read_ahead()
 
     def _being_made(self) -> Iterator[tuple[Ref, str]]:
         """The partitions that unfinished runs are to make, with the run's id.

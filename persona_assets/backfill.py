@@ -5,8 +5,6 @@ for a backfill of those cells, which the daemon runs, cell by cell, as it does f
 for in the interface.
 """
 
-from pathlib import Path
-
 import dagster as dg
 from dagster._core.definitions.assets.graph.asset_graph_subset import AssetGraphSubset
 from dagster._core.execution.backfill import (
@@ -32,7 +30,7 @@ from persona_assets.store import Ref, Store
 NAME = "carry_over_backfill"
 
 
-def carry_over_backfill(graph: Graph, store_root: Path) -> dg.JobDefinition:
+def carry_over_backfill(graph: Graph, store: Store) -> dg.JobDefinition:
     """The job of one study, which has carried-over cells."""
     study = graph.study
     cells = study.cells_of("carry_over")
@@ -44,9 +42,8 @@ def carry_over_backfill(graph: Graph, store_root: Path) -> dg.JobDefinition:
         "not up to date.",
     )
     def request(context: dg.OpExecutionContext):
-        store = Store(store_root, study.name)
         release_read(graph, store)  # of runs that were killed before they could
-        freshness = Freshness(graph, store)
+        freshness = Freshness(graph, store).read_ahead()
         todo = [
             cell.key
             for cell in cells

@@ -15,8 +15,9 @@ import click
 from persona_assets import environment
 from persona_assets.dagster_databases import DatabaseDamaged, check_databases
 from persona_assets.disk import DiskError
+from persona_assets.object_store import open_store
 from persona_assets.reporting.words import visible
-from persona_assets.store import Ref, Store, StoreError
+from persona_assets.store import Ref, StoreError
 from persona_assets.study import Study, StudyError, load_study
 from persona_assets.study_schema import KEY
 
@@ -83,7 +84,7 @@ def run(study: str, cells: str, up_to: str | None, workers: int | None) -> None:
     except (ValueError, AlreadyRunning) as error:
         raise click.ClickException(str(error)) from error
     bad = {unit: o for unit, o in outcomes.items() if o.status in ("failed", "skipped")}
-    store = Store(environment.store_dir(), study)
+    store = open_store(study)
     for asset, name in (("report", "report.html"), ("warehouse", "warehouse.duckdb")):
         if Ref(asset) in {ref for unit in outcomes for ref in unit.refs} and not bad:
             click.echo(f"{asset + ':':<10} {store.path(Ref(asset), name)}")
@@ -107,7 +108,7 @@ def status(study: str, why: str | None) -> None:
 
     loaded = _load(study)
     graph = Graph(loaded)
-    freshness = Freshness(graph, Store(environment.store_dir(), study))
+    freshness = Freshness(graph, open_store(study)).read_ahead()
     if why is not None:
         _explain(graph, freshness, why)
         return
@@ -136,7 +137,7 @@ def verify(study: str) -> None:
     """
     from persona_assets.graph import Graph
 
-    refs, store = Graph(_load(study)).refs, Store(environment.store_dir(), study)
+    refs, store = Graph(_load(study)).refs, open_store(study)
     damaged = [what for ref in refs if (what := store.verify(ref))]
     for what in damaged:
         _say(what)
@@ -233,7 +234,7 @@ def serve(study: str, port: int) -> None:
             f"study {study}: evaluation.engine is {loaded.evaluation.engine}, whose runs ask no "
             "server. Set it to vllm_server."
         )
-    store = Store(environment.store_dir(), study)
+    store = open_store(study)
     for asset in ("base_model", "tokenizer"):
         if store.manifest(Ref(asset)) is None:
             raise click.ClickException(
@@ -265,7 +266,7 @@ def _warehouse(study: str) -> Path:
         ClickException: it has not landed.
     """
     _load(study)
-    store = Store(environment.store_dir(), study)
+    store = open_store(study)
     if store.manifest(Ref("warehouse")) is None:
         raise click.ClickException(
             f"study {study} has no warehouse yet: `persona-assets run --study {study}` makes it"

@@ -20,6 +20,7 @@ from persona_assets.assets.so_far import build_so_far
 from persona_assets.automation import study_sensors
 from persona_assets.backfill import carry_over_backfill
 from persona_assets.graph import Graph
+from persona_assets.object_store import open_store
 from persona_assets.partitions import partitions_definition
 from persona_assets.reporting.so_far import SO_FAR
 from persona_assets.study import Study, load_study
@@ -28,7 +29,7 @@ from persona_assets.study import Study, load_study
 def study_definitions(study: Study) -> dg.Definitions:
     """The assets, checks, jobs and sensors of a study."""
     graph = Graph(study)
-    store = environment.store_dir()
+    store = open_store(study.name)
     assets = [
         build_asset(graph, asset, MAKERS[asset.name], store) for asset in graph.assets.values()
     ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from persona_assets.disk import require_writable
+from persona_assets.hashing import sha256_text
 
 _PROJECT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +27,9 @@ TOKENIZER_DIR = "PERSONA_ASSETS_TOKENIZER_DIR"
 
 #: A local folder with the result tables of earlier experiments.
 PRIOR_DIR = "PERSONA_ASSETS_PRIOR_DIR"
+
+#: Where the stores of all studies are: a folder, or a URL of object storage.
+STORE = "PERSONA_ASSETS_STORE"
 
 #: Where links into Dagster's web interface lead, for readers on another machine.
 UI = "PERSONA_ASSETS_UI"
@@ -59,6 +63,8 @@ def prepare() -> None:
     home = Path(os.environ.get("DAGSTER_HOME") or _PROJECT).resolve()
     if not storage.is_dir():
         require_writable(storage)
+    if os.environ.get(STORE) and store_url() is None:
+        os.environ[STORE] = str(store_dir())
     os.environ |= {DATA: str(data), DAGSTER_STORAGE: str(storage), "DAGSTER_HOME": str(home)}
 
 
@@ -77,9 +83,18 @@ def study_names() -> list[str]:
     return sorted(path.stem for path in (data_dir() / "studies").glob("*.yaml"))
 
 
+def store_url() -> str | None:
+    """The URL that PERSONA_ASSETS_STORE names, or None where the store is in a folder."""
+    value = os.environ.get(STORE, "")
+    return value if "://" in value and not value.startswith("file://") else None
+
+
 def store_dir() -> Path:
-    """The root of the stores of all studies."""
-    return data_dir() / "store"
+    """The folder of the stores of all studies; of a store on object storage, of its copies here."""
+    if url := store_url():
+        return data_dir() / "mirror" / sha256_text(url)[:16]
+    place = os.environ.get(STORE, "").removeprefix("file://")
+    return Path(place).resolve() if place else data_dir() / "store"
 
 
 def prior_table(name: str) -> Path:

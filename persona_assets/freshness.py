@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,13 +41,25 @@ class Freshness:
             self._manifests[ref], self._damage[ref] = self._read(ref)
         return self._manifests[ref]
 
+    def ever_landed(self, ref: Ref) -> bool:
+        """Whether there is a manifest of the partition, be it damaged or of damaged files."""
+        return self.manifest(ref) is not None or self._damage[ref] != _not_landed(ref)
+
+    def read_ahead(self) -> Freshness:
+        """Read the manifests of the whole study, many at once where each takes a while; itself."""
+        refs = [ref for ref in self.graph.refs if ref not in self._manifests]
+        with ThreadPoolExecutor(self.store.at_once) as pool:
+            for ref, found in zip(refs, pool.map(self._read, refs), strict=True):
+                self._manifests[ref], self._damage[ref] = found
+        return self
+
     def _read(self, ref: Ref) -> tuple[Manifest | None, str]:
         try:
             manifest = self.store.manifest(ref)
         except StoreError as error:
             return None, str(error)
         if manifest is None:
-            return None, f"{ref} has not landed"
+            return None, _not_landed(ref)
         damage = self.store.damage(manifest)
         return (None, f"{ref} is damaged: {damage}") if damage else (manifest, "")
 
@@ -176,6 +189,10 @@ class Freshness:
             return self._states[ref]
         del self._states[ref]
         return "missing", f"{gone}, and {reader} needs them again"
+
+
+def _not_landed(ref: Ref) -> str:
+    return f"{ref} has not landed"
 
 
 def _differences(was: Any, now: Any, path: tuple[str, ...] = ()) -> Iterator[str]:

@@ -27,10 +27,11 @@ from persona_assets.dagster_databases import (
     databases_named,
     in_words,
 )
-from persona_assets.disk import DiskError, require_writable
+from persona_assets.disk import DiskError
 from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
+from persona_assets.object_store import open_store
 from persona_assets.pools import pool_of
 from persona_assets.records import unrecorded
 from persona_assets.release import release_read
@@ -103,7 +104,7 @@ def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None)
             f"such as {study.cells[0].key}"
         )
     keys = {cell.key for cell in chosen}
-    freshness = Freshness(graph, store)
+    freshness = Freshness(graph, store).read_ahead()
     available = keys | {
         cell.key
         for cell in study.cells
@@ -211,14 +212,14 @@ def run(
     import dagster as dg
 
     study = load_study(environment.study_file(study_name))
-    graph, store = Graph(study), Store(environment.store_dir(), study.name)
-    require_writable(store.root)
+    graph, store = Graph(study), open_store(study.name)
+    store.require_writable()
     check_databases()
     with only_run(store), databases_named():
         release_read(graph, store)  # of a run that was killed
         todo = plan(graph, store, cells, up_to)
         _fail_lost_runs(study.name)
-        freshness = Freshness(graph, store)
+        freshness = Freshness(graph, store).read_ahead()
         with dg.DagsterInstance.get() as instance:
             untold = unrecorded(freshness, instance, [ref for u in todo.units for ref in u.refs])
         outcomes: dict[Unit, Outcome] = {
@@ -407,7 +408,7 @@ def _work(pipe: Connection, study_name: str) -> None:
 
     study = load_study(environment.study_file(study_name))
     definitions = study_definitions(study)
-    graph, store = Graph(study), Store(environment.store_dir(), study.name)
+    graph, store = Graph(study), open_store(study.name)
     try:
         with databases_named(), dg.DagsterInstance.get() as instance:
             while True:

@@ -17,7 +17,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,14 +29,15 @@ from typing import Any
 import polars as pl
 
 from persona_assets.audit import Audit
-from persona_assets.disk import refusal
+from persona_assets.disk import refusal, require_writable
 from persona_assets.hashing import sha256_file, sha256_json
 from persona_assets.manifest import PLAIN, Manifest, Provenance, Ref
 
 _DRAFT = ".draft-"
+MANIFEST = "manifest.json"
 #: What a killed process may leave in a partition's folder: drafts, a manifest not yet renamed, a
 #: damaged version that was moved out of the way.
-_DEBRIS = (f"{_DRAFT}*", ".manifest.json.*", ".old-*")
+_DEBRIS = (f"{_DRAFT}*", ".manifest.*", ".old-*")
 
 
 class StoreError(RuntimeError):
@@ -47,11 +48,24 @@ class Store:
     """The landed partitions of one study, below ``root/<study>``.
 
     Reading never sees a half-written partition; writing goes through :meth:`land`.
+
+    Attributes:
+        at_once: How many partitions are worth asking for at once: each answer takes no while here.
     """
+
+    at_once = 1
 
     def __init__(self, root: Path, study: str):
         self.root = root / study
         self.study = study
+
+    def require_writable(self) -> None:
+        """See that partitions can land, before anything is computed.
+
+        Raises:
+            DiskError: they cannot; names the path and what is needed.
+        """
+        require_writable(self.root)
 
     def folder(self, ref: Ref) -> Path:
         """The partition's folder, whether or not anything has landed in it.
@@ -70,23 +84,29 @@ class Store:
         Raises:
             StoreError: the manifest is damaged.
         """
-        path = self.folder(ref) / "manifest.json"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        path, written = self._manifest_file(ref)
+        if written is None:
             return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(
-                f"{path} cannot be read ({error}). Materialize {ref} again."
-            ) from error
         try:
-            manifest = Manifest.from_json(text)
+            manifest = Manifest.from_json(written.decode())
             if manifest.ref != ref:
                 raise ValueError(f"it is of {manifest.ref}")
             return manifest
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise StoreError(
                 f"{path} is damaged ({error!r}). Delete it and materialize {ref} again."
+            ) from error
+
+    def _manifest_file(self, ref: Ref) -> tuple[Path | str, bytes | None]:
+        """Where the manifest is or would be, and what stands there."""
+        path = self.folder(ref) / MANIFEST
+        try:
+            return path, path.read_bytes()
+        except FileNotFoundError:
+            return path, None
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be read ({error}). Materialize {ref} again."
             ) from error
 
     def landed(self, ref: Ref) -> Manifest:
@@ -138,17 +158,27 @@ class Store:
                 damaged.
         """
         manifest = self._readable(ref)
-        path = self.folder(ref) / manifest.version / name
-        _verify(path, manifest.files[name], ref)
-        return path
+        self._bring(manifest, [name])
+        return self.files_at(manifest) / name
 
     def directory(self, ref: Ref) -> Path:
         """The folder of all of a landed partition's files, each verified as in :meth:`path`."""
         manifest = self._readable(ref)
-        folder = self.folder(ref) / manifest.version
-        for name, entry in manifest.files.items():
-            _verify(folder / name, entry, ref)
-        return folder
+        self._bring(manifest, manifest.files)
+        return self.files_at(manifest)
+
+    def files_at(self, manifest: Manifest) -> Path:
+        """The folder of a landed partition's files on this machine, not verified."""
+        return self.folder(manifest.ref) / manifest.version
+
+    def address(self, manifest: Manifest) -> str:
+        """Where a landed partition's files are, for a person to find them."""
+        return str(self.files_at(manifest))
+
+    def _bring(self, manifest: Manifest, names: Iterable[str]) -> None:
+        """See that files of a partition are on this machine, as they landed."""
+        for name in names:
+            verify_file(self.files_at(manifest) / name, manifest.files[name], manifest.ref)
 
     def _readable(self, ref: Ref) -> Manifest:
         """The manifest of a partition whose files are there."""
@@ -284,8 +314,12 @@ class Store:
             provenance=provenance,
             landed_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        write_atomically(self.folder(ref) / "manifest.json", manifest.to_json())
+        self._declare(manifest)
         return manifest
+
+    def _declare(self, manifest: Manifest) -> None:
+        """Write the manifest of files that are in place: the partition has landed."""
+        write_atomically(self.folder(manifest.ref) / MANIFEST, manifest.to_json())
 
     def release(self, ref: Ref) -> None:
         """Remove the files of a landed partition, of earlier versions too; the manifest stays.
@@ -296,16 +330,25 @@ class Store:
         Raises:
             StoreError: the partition has not landed, or its files cannot be removed.
         """
-        manifest, folder = self.landed(ref), self.folder(ref)
+        manifest = self.landed(ref)
+        if not manifest.released:
+            try:
+                self._declare(replace(manifest, released=True))
+            except OSError as error:
+                raise self._not_cleared(ref, error) from error
+        self._clear(ref)
+
+    def _clear(self, ref: Ref) -> None:
+        """Remove all versions of a partition's files from this machine."""
         try:
-            if not manifest.released:
-                released = replace(manifest, released=True)
-                write_atomically(folder / "manifest.json", released.to_json())
-            for version in folder.iterdir():
+            for version in self.folder(ref).iterdir():
                 if version.is_dir() and not version.name.startswith(_DRAFT):
                     shutil.rmtree(version)
         except OSError as error:
-            raise StoreError(f"{folder} cannot be cleared of released files ({error}).") from error
+            raise self._not_cleared(ref, error) from error
+
+    def _not_cleared(self, ref: Ref, error: OSError) -> StoreError:
+        return StoreError(f"{self.folder(ref)} cannot be cleared of released files ({error}).")
 
 
 def _remove(left: Path) -> None:
@@ -350,7 +393,12 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _verify(path: Path, entry: dict[str, Any], ref: Ref) -> None:
+def verify_file(path: Path, entry: dict[str, Any], ref: Ref) -> None:
+    """See that a file is as it landed; one that is not is set aside.
+
+    Raises:
+        StoreError: it is not; names the file and what is wrong.
+    """
     try:
         stat = path.lstat()
     except OSError as error:

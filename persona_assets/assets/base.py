@@ -138,7 +138,7 @@ class HowToMake(dg.Config):
 Maker = Callable[[Task], Made]
 
 
-def build_asset(graph: Graph, asset: Asset, make: Maker, store_root: Path) -> dg.AssetsDefinition:
+def build_asset(graph: Graph, asset: Asset, make: Maker, store: Store) -> dg.AssetsDefinition:
     """The Dagster asset for one row of the graph table.
 
     Its function refuses upstream partitions that are missing, stale or failed (a blocking check
@@ -166,7 +166,6 @@ def build_asset(graph: Graph, asset: Asset, make: Maker, store_root: Path) -> dg
     )
     def compute(context: dg.AssetExecutionContext, config: HowToMake) -> dg.MaterializeResult:
         ref = Ref(asset.name, context.partition_key if partitions else None)
-        store = Store(store_root, study.name)
         if not (was_launched(context.run) or WORKER_TAG in context.run.tags):
             context.instance.add_run_tags(context.run_id, {PROCESS_TAG: str(os.getpid())})
 
@@ -260,14 +259,14 @@ def _shown_before(context: dg.AssetExecutionContext, manifest: Manifest) -> dict
 def _result(
     graph: Graph, store: Store, manifest: Manifest, metadata: dict[str, Any]
 ) -> dg.MaterializeResult:
-    folder = store.folder(manifest.ref) / manifest.version
+    folder = store.files_at(manifest)
     return dg.MaterializeResult(
         metadata={
             **metadata,
             **manifest.summary,
             **table_metadata(graph, manifest, folder),
             **lineage_links(graph, manifest),
-            "path": dg.MetadataValue.path(str(folder)),
+            "path": dg.MetadataValue.path(store.address(manifest)),
             "data_version": manifest.data_version,
             "inputs_hash": manifest.provenance.inputs_hash,
             "study_hash": manifest.provenance.study_hash,

@@ -1,7 +1,5 @@
 """The page of what has landed so far: an asset made from whatever there is."""
 
-from pathlib import Path
-
 import dagster as dg
 
 from persona_assets.freshness import Freshness
@@ -13,7 +11,7 @@ from persona_assets.store import Provenance, Store
 _READ = ("baseline_outcomes", "cell_diagnostics", "contrast_estimate")
 
 
-def build_so_far(graph: Graph, store_root: Path) -> dg.AssetsDefinition:
+def build_so_far(graph: Graph, store: Store) -> dg.AssetsDefinition:
     """The Dagster asset of the page.
 
     It is in no graph table: it has no upstream that must have landed, and is stale when what
@@ -32,9 +30,8 @@ def build_so_far(graph: Graph, store_root: Path) -> dg.AssetsDefinition:
         op_tags={"study": study.name},
     )
     def compute(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        store = Store(store_root, study.name)
         with store.turn(SO_FAR), store.draft(SO_FAR) as draft:
-            page = so_far(Freshness(graph, store))
+            page = so_far(Freshness(graph, store).read_ahead())
             counts = {name: f"{done} of {every}" for name, (done, every) in page.counts.items()}
             (draft / "so_far.html").write_text(render_html(page), encoding="utf-8")
             manifest = store.land(
@@ -47,9 +44,7 @@ def build_so_far(graph: Graph, store_root: Path) -> dg.AssetsDefinition:
             metadata={
                 **manifest.summary,
                 "so_far": dg.MetadataValue.md(render_markdown(page)),
-                "path": dg.MetadataValue.path(
-                    str(store.folder(SO_FAR) / manifest.version / "so_far.html")
-                ),
+                "path": dg.MetadataValue.path(f"{store.address(manifest)}/so_far.html"),
             },
             data_version=dg.DataVersion(manifest.data_version),
         )

@@ -193,7 +193,7 @@ def _trouble(freshness: Freshness) -> Iterator[str]:
     for ref in freshness.graph.refs:
         state = freshness.state(ref)
         above = all(freshness.state(up) == "fresh" for up in freshness.graph.upstream(ref))
-        damaged = state == "missing" and (store.folder(ref) / "manifest.json").exists()
+        damaged = state == "missing" and freshness.ever_landed(ref)
         if state == "failed" or (state == "stale" and above) or damaged:
             yield freshness.why(ref).replace(f"{store.root}/", "")
 

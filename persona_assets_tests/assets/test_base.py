@@ -65,7 +65,7 @@ class Bench:
 
     def make(self, maker, force: bool | None = None, ref: Ref = BANK):
         asset = self.graph.assets[ref.asset]
-        definition = build_asset(self.graph, asset, maker, self.folder / "store")
+        definition = build_asset(self.graph, asset, maker, self.store)
         name = f"{self.graph.study.name}__{ref.asset}"
         config = {} if force is None else {"ops": {name: {"config": {"force": force}}}}
         # By steps, so that a claim on the pool could be left behind.
@@ -216,7 +216,9 @@ def test_nothing_is_made_before_what_it_is_made_from(bench):
 
 def test_the_launchpad_explains_the_config(length_matched, tmp_path):
     graph = Graph(length_matched)
-    definition = build_asset(graph, graph.assets["tokenizer"], Maker(), tmp_path)
+    definition = build_asset(
+        graph, graph.assets["tokenizer"], Maker(), Store(tmp_path, "length_matched")
+    )
     fields = definition.op.config_schema.config_type.fields
     assert list(fields) == ["force"]
     assert fields["force"].default_value is False

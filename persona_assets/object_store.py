@@ -1,0 +1,331 @@
+"""The store on object storage: S3, or whatever fsspec speaks to, shared by many machines.
+
+The same folders and manifests as in :mod:`persona_assets.store`, as objects below a URL; what this
+machine has written or read lies beside them in a local folder, the *mirror*, which may be removed
+at any time that no run is at work. Files are uploaded before the manifest that names them, and an
+upload of one object takes place whole or not at all: so here too a partition has landed when its
+manifest is there.
+
+Object storage has no locks. Processes on one machine take turns at a partition; two machines may
+make the same one, and then the manifest that is written last holds, over files that are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from persona_assets import environment
+from persona_assets.disk import refusal, require_writable
+from persona_assets.manifest import Manifest, Ref
+from persona_assets.store import MANIFEST, Store, StoreError, verify_file, write_atomically
+from persona_assets.unavailable import Unavailable
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+#: What landed here and has not been uploaded yet, beside the files.
+_PENDING = "manifest.pending.json"
+_CHUNK = 1 << 22
+
+
+class StoreUnavailable(StoreError, Unavailable):
+    """The object store does not answer: the same request may succeed later."""
+
+
+def open_store(study: str) -> Store:
+    """The store of a study: where PERSONA_ASSETS_STORE says, else in the data folder.
+
+    Raises:
+        StoreError: the URL holds a password, or its protocol is not known or not installed.
+    """
+    url = environment.store_url()
+    if url is None:
+        return Store(environment.store_dir(), study)
+    return ObjectStore(url, environment.store_dir(), study)
+
+
+class ObjectStore(Store):
+    """The landed partitions of one study, below ``url/<study>``.
+
+    Args:
+        url: Any URL of fsspec's whose file system writes an object whole or not at all.
+        mirror: The local folder that objects are copied to and uploaded from.
+    """
+
+    at_once = 32
+
+    def __init__(self, url: str, mirror: Path, study: str):
+        super().__init__(mirror, study)
+        self.url = url.rstrip("/")
+        if "@" in urlsplit(url).netloc:
+            raise StoreError(
+                f"{environment.STORE} holds a user or password, which would end up in logs. Give "
+                "credentials by the environment (AWS_ACCESS_KEY_ID and so on)."
+            )
+
+    @cached_property
+    def _remote(self) -> tuple[AbstractFileSystem, str]:
+        """The file system, and the study's folder in it."""
+        from fsspec.core import url_to_fs
+
+        try:
+            # What another machine has landed since must be seen.
+            system, root = url_to_fs(self.url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise StoreError(
+                f"{environment.STORE}: {self.url} cannot be opened ({error}). For S3 install "
+                "persona_assets[s3]."
+            ) from error
+        return system, posixpath.join(root, self.study)
+
+    def _object(self, ref: Ref, *names: str) -> str:
+        """The path of an object, or of the folder of a partition's objects."""
+        folder = self.folder(ref).relative_to(self.root)
+        return posixpath.join(self._remote[1], *folder.parts, *names)
+
+    def _url(self, ref: Ref, *names: str) -> str:
+        folder = self.folder(ref).relative_to(self.root)
+        return posixpath.join(self.url, self.study, *folder.parts, *names)
+
+    def require_writable(self) -> None:
+        """See that objects can be made, and the mirror be written.
+
+        Raises:
+            StoreError: objects cannot be made; names the URL.
+            DiskError: the mirror cannot be written.
+        """
+        require_writable(self.root)
+        system, root = self._remote
+        probe = posixpath.join(root, f".probe-{os.getpid()}")
+        with _told(f"{self.url}/{self.study}", "cannot be written"):
+            try:
+                system.pipe_file(probe, b"\0")
+            except FileNotFoundError as error:
+                raise StoreError(
+                    f"{self.url} cannot be written: there is no such bucket. Make it, or mend "
+                    f"{environment.STORE}."
+                ) from error
+            system.rm_file(probe)
+
+    def _manifest_file(self, ref: Ref) -> tuple[str, bytes | None]:
+        url = self._url(ref, MANIFEST)
+        with _told(url, "cannot be read"):
+            try:
+                return url, self._remote[0].cat_file(self._object(ref, MANIFEST))
+            except FileNotFoundError:
+                return url, None
+
+    def address(self, manifest: Manifest) -> str:
+        return self._url(manifest.ref, manifest.version)
+
+    def damage(self, manifest: Manifest) -> str:
+        if manifest.released:
+            return ""
+        sizes = self._sizes(manifest)
+        for name, entry in manifest.files.items():
+            url = self._url(manifest.ref, manifest.version, name)
+            if name not in sizes:
+                return f"{url} is missing"
+            if sizes[name] != entry["bytes"]:
+                return f"{url} has {sizes[name]} bytes, its manifest says {entry['bytes']}"
+        return ""
+
+    def _sizes(self, manifest: Manifest) -> dict[str, int]:
+        """The objects of a version by name, and how many bytes each has."""
+        folder = self._object(manifest.ref, manifest.version)
+        with _told(self.address(manifest), "cannot be listed"):
+            try:
+                found = self._remote[0].find(folder, detail=True)
+            except FileNotFoundError:
+                return {}
+        start = len(folder.lstrip("/")) + 1
+        return {path.lstrip("/")[start:]: info["size"] for path, info in found.items()}
+
+    def verify(self, ref: Ref) -> str:
+        """As in :meth:`Store.verify`: of the objects, whatever the mirror holds."""
+        try:
+            manifest = self.manifest(ref)
+            if manifest is not None and not manifest.released:
+                self._each(manifest, manifest.files, self._check_object)
+        except StoreError as error:
+            return str(error)
+        return ""
+
+    def _bring(self, manifest: Manifest, names: Iterable[str]) -> None:
+        self._each(manifest, names, self._mirrored)
+
+    def _each(
+        self, manifest: Manifest, names: Iterable[str], do: Callable[[Manifest, str], None]
+    ) -> None:
+        names = list(names)
+        with ThreadPoolExecutor(min(len(names), self.at_once) or 1) as pool:
+            list(pool.map(lambda name: do(manifest, name), names))
+
+    def _mirrored(self, manifest: Manifest, name: str) -> None:
+        """See that a file is in the mirror as it landed; download it if it is not."""
+        path, entry = self.files_at(manifest) / name, manifest.files[name]
+        with suppress(StoreError):  # of the mirror's copy, which is set aside then
+            verify_file(path, entry, manifest.ref)
+            return
+        arriving = path.with_name(f".arriving-{uuid.uuid4().hex}")
+        found = hashlib.sha256()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with arriving.open("wb") as file:
+                for chunk in self._chunks(manifest, name):
+                    found.update(chunk)
+                    file.write(chunk)
+            self._compare(manifest, name, found.hexdigest())
+            os.replace(arriving, path)
+        except OSError as error:
+            what = refusal(error, path) or error
+            raise StoreError(f"{manifest.ref} cannot be copied here: {what}") from error
+        finally:
+            arriving.unlink(missing_ok=True)
+
+    def _check_object(self, manifest: Manifest, name: str) -> None:
+        found = hashlib.sha256()
+        for chunk in self._chunks(manifest, name):
+            found.update(chunk)
+        self._compare(manifest, name, found.hexdigest())
+
+    def _chunks(self, manifest: Manifest, name: str) -> Iterator[bytes]:
+        """The bytes of an object.
+
+        Raises:
+            StoreError: it is missing, or cannot be read.
+        """
+        url = self._url(manifest.ref, manifest.version, name)
+        path = self._object(manifest.ref, manifest.version, name)
+        with _told(url, "cannot be read"):
+            try:
+                with self._remote[0].open(path, "rb", block_size=_CHUNK) as remote:
+                    while chunk := remote.read(_CHUNK):
+                        yield chunk
+            except FileNotFoundError as error:
+                raise StoreError(f"{url} is missing. Materialize {manifest.ref} again.") from error
+
+    def _compare(self, manifest: Manifest, name: str, found: str) -> None:
+        """Set an object aside that is not as it landed: its partition counts as missing then.
+
+        Raises:
+            StoreError: it is not.
+        """
+        if found == manifest.files[name]["sha256"]:
+            return
+        url = self._url(manifest.ref, manifest.version, name)
+        path = self._object(manifest.ref, manifest.version, name)
+        with _told(url, "cannot be set aside"):
+            self._remote[0].mv(path, posixpath.join(posixpath.dirname(path), f".damaged-{found}"))
+        raise StoreError(
+            f"{url} has SHA-256 {found}, its manifest says {manifest.files[name]['sha256']}. It "
+            f"was set aside as .damaged-{found}. Materialize {manifest.ref} again."
+        )
+
+    @contextmanager
+    def turn(self, ref: Ref, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """As in :meth:`Store.turn`, among the processes of this machine.
+
+        What one of them landed here and could not upload is uploaded first.
+        """
+        with super().turn(ref, on_wait):
+            self._catch_up(ref)
+            yield
+
+    def _catch_up(self, ref: Ref) -> None:
+        pending = self.folder(ref) / _PENDING
+        try:
+            manifest = Manifest.from_json(pending.read_text("utf-8"))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            pending.unlink(missing_ok=True)  # as good as not landed
+            return
+        there = self.manifest(ref)
+        whole = manifest.released or not Store.damage(self, manifest)
+        if whole and (there is None or there.landed_at <= manifest.landed_at):
+            self._upload(manifest)
+        pending.unlink()
+
+    def _declare(self, manifest: Manifest) -> None:
+        """Upload the files, and then the manifest; what cannot be uploaded now is not lost."""
+        pending = self.folder(manifest.ref) / _PENDING
+        write_atomically(pending, manifest.to_json())
+        self._upload(manifest)
+        pending.unlink()
+
+    def _upload(self, manifest: Manifest) -> None:
+        """Upload those files of a version that are not there yet, and then the manifest.
+
+        Raises:
+            StoreError: a file is not as it landed, or the object store refuses.
+            StoreUnavailable: it does not answer.
+        """
+        there = self._sizes(manifest)
+
+        def put(manifest: Manifest, name: str) -> None:
+            path, entry = self.files_at(manifest) / name, manifest.files[name]
+            verify_file(path, entry, manifest.ref)
+            if there.get(name) != entry["bytes"]:
+                with _told(self._url(manifest.ref, manifest.version, name), "cannot be written"):
+                    self._remote[0].put_file(
+                        str(path), self._object(manifest.ref, manifest.version, name)
+                    )
+
+        self._each(manifest, manifest.files, put)
+        self._put_manifest(manifest)
+
+    def _put_manifest(self, manifest: Manifest) -> None:
+        with _told(self._url(manifest.ref, MANIFEST), "cannot be written"):
+            content = manifest.to_json().encode()
+            self._remote[0].pipe_file(self._object(manifest.ref, MANIFEST), content)
+
+    def release(self, ref: Ref) -> None:
+        manifest = self.landed(ref)
+        if not manifest.released:
+            self._put_manifest(replace(manifest, released=True))
+        system, _ = self._remote
+        with _told(self._url(ref), "cannot be cleared of released files"):
+            objects = system.find(self._object(ref))
+            old = [path for path in objects if posixpath.basename(path) != MANIFEST]
+            if old:
+                system.rm(old)
+        if self.folder(ref).is_dir():
+            self._clear(ref)
+
+
+@contextmanager
+def _told(url: str, what: str) -> Iterator[None]:
+    """Say what a file system's errors come down to; one that something is missing passes.
+
+    Raises:
+        StoreError, StoreUnavailable: in place of the file system's.
+    """
+    try:
+        yield
+    except (FileNotFoundError, StoreError):
+        raise
+    except PermissionError as error:
+        raise StoreError(
+            f"{url} {what}: access is refused ({error}). Check the credentials in the environment, "
+            "and what they allow."
+        ) from error
+    except Exception as error:  # each client of fsspec's has errors of its own
+        kind = f"{type(error).__module__}.{type(error).__name__}"
+        if "Credentials" in kind or "ParamValidation" in kind:
+            raise StoreError(f"{url} {what}: {error}. Mend that in the environment.") from error
+        raise StoreUnavailable(
+            f"{url} {what}: {type(error).__name__}: {error}. Check the network and the endpoint "
+            "(AWS_ENDPOINT_URL)."
+        ) from error
