@@ -38,7 +38,7 @@ class Freshness:
     def manifest(self, ref: Ref) -> Manifest | None:
         """The partition's manifest, read once; None if it has not landed or is damaged."""
         if ref not in self._manifests:
-            self._manifests[ref], self._damage[ref] = self._read(ref)
+            self._manifests[ref], self._damage[ref] = self._read(ref, self.store)
         return self._manifests[ref]
 
     def ever_landed(self, ref: Ref) -> bool:
@@ -48,19 +48,21 @@ class Freshness:
     def read_ahead(self) -> Freshness:
         """Read the manifests of the whole study, many at once where each takes a while; itself."""
         refs = [ref for ref in self.graph.refs if ref not in self._manifests]
-        with ThreadPoolExecutor(self.store.at_once) as pool:
-            for ref, found in zip(refs, pool.map(self._read, refs), strict=True):
+        store = self.store.survey()
+        with ThreadPoolExecutor(store.at_once) as pool:
+            read = pool.map(lambda ref: self._read(ref, store), refs)
+            for ref, found in zip(refs, read, strict=True):
                 self._manifests[ref], self._damage[ref] = found
         return self
 
-    def _read(self, ref: Ref) -> tuple[Manifest | None, str]:
+    def _read(self, ref: Ref, store: Store) -> tuple[Manifest | None, str]:
         try:
-            manifest = self.store.manifest(ref)
+            manifest = store.manifest(ref)
         except StoreError as error:
             return None, str(error)
         if manifest is None:
             return None, _not_landed(ref)
-        damage = self.store.damage(manifest)
+        damage = store.damage(manifest)
         return (None, f"{ref} is damaged: {damage}") if damage else (manifest, "")
 
     def state(self, ref: Ref) -> State:

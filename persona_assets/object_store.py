@@ -91,12 +91,14 @@ class ObjectStore(Store):
 
     def _object(self, ref: Ref, *names: str) -> str:
         """The path of an object, or of the folder of a partition's objects."""
-        folder = self.folder(ref).relative_to(self.root)
-        return posixpath.join(self._remote[1], *folder.parts, *names)
+        return posixpath.join(self._remote[1], self._path(ref, *names))
 
     def _url(self, ref: Ref, *names: str) -> str:
-        folder = self.folder(ref).relative_to(self.root)
-        return posixpath.join(self.url, self.study, *folder.parts, *names)
+        return posixpath.join(self.url, self.study, self._path(ref, *names))
+
+    def _path(self, ref: Ref, *names: str) -> str:
+        """The path below the study's folder."""
+        return posixpath.join(*self.folder(ref).relative_to(self.root).parts, *names)
 
     def require_writable(self) -> None:
         """See that objects can be made, and the mirror be written.
@@ -122,7 +124,9 @@ class ObjectStore(Store):
         url = self._url(ref, MANIFEST)
         with _told(url, "cannot be read"):
             try:
-                return url, self._remote[0].cat_file(self._object(ref, MANIFEST))
+                # S3's client asks for an object's size first, if it may read it in pieces.
+                content = self._remote[0].cat_file(self._object(ref, MANIFEST), max_concurrency=1)
+                return url, content
             except FileNotFoundError:
                 return url, None
 
@@ -143,14 +147,20 @@ class ObjectStore(Store):
 
     def _sizes(self, manifest: Manifest) -> dict[str, int]:
         """The objects of a version by name, and how many bytes each has."""
-        folder = self._object(manifest.ref, manifest.version)
-        with _told(self.address(manifest), "cannot be listed"):
+        return self._below(self._object(manifest.ref, manifest.version), self.address(manifest))
+
+    def _below(self, folder: str, url: str) -> dict[str, int]:
+        """The objects in a folder and in those in it, by their paths there; bytes of each."""
+        with _told(url, "cannot be listed"):
             try:
                 found = self._remote[0].find(folder, detail=True)
             except FileNotFoundError:
                 return {}
         start = len(folder.lstrip("/")) + 1
         return {path.lstrip("/")[start:]: info["size"] for path, info in found.items()}
+
+    def survey(self) -> Store:
+        return _Surveyed(self)
 
     def verify(self, ref: Ref) -> str:
         """As in :meth:`Store.verify`: of the objects, whatever the mirror holds."""
@@ -303,6 +313,24 @@ class ObjectStore(Store):
                 system.rm(old)
         if self.folder(ref).is_dir():
             self._clear(ref)
+
+
+class _Surveyed(ObjectStore):
+    """An object store of which everything is known to be there, or not, by one listing of it."""
+
+    def __init__(self, store: ObjectStore):
+        super().__init__(store.url, store.root.parent, store.study)
+        folder = self._remote[1]
+        self._bytes = self._below(folder, f"{self.url}/{self.study}")
+
+    def _manifest_file(self, ref: Ref) -> tuple[str, bytes | None]:
+        if self._path(ref, MANIFEST) not in self._bytes:
+            return self._url(ref, MANIFEST), None
+        return super()._manifest_file(ref)
+
+    def _sizes(self, manifest: Manifest) -> dict[str, int]:
+        paths = {name: self._path(manifest.ref, manifest.version, name) for name in manifest.files}
+        return {name: self._bytes[path] for name, path in paths.items() if path in self._bytes}
 
 
 @contextmanager

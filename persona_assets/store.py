@@ -97,6 +97,10 @@ class Store:
                 f"{path} is damaged ({error!r}). Delete it and materialize {ref} again."
             ) from error
 
+    def survey(self) -> Store:
+        """The store to ask about very many partitions at once."""
+        return self
+
     def _manifest_file(self, ref: Ref) -> tuple[Path | str, bytes | None]:
         """Where the manifest is or would be, and what stands there."""
         path = self.folder(ref) / MANIFEST
