@@ -12,6 +12,9 @@ from persona_assets.graph import Graph
 from persona_assets.hashing import as_json
 from persona_assets.store import Manifest, Ref, Store, StoreError
 
+#: Partitions that are worth a look at the whole store.
+_MANY = 100
+
 #: fresh: landed from what it would be made from now; stale: landed from something else;
 #: failed: landed, and a blocking check of it failed; missing: not landed, or damaged, or its files
 #: were released after use and are needed again.
@@ -45,10 +48,14 @@ class Freshness:
         """Whether there is a manifest of the partition, be it damaged or of damaged files."""
         return self.manifest(ref) is not None or self._damage[ref] != _not_landed(ref)
 
-    def read_ahead(self) -> Freshness:
-        """Read the manifests of the whole study, many at once where each takes a while; itself."""
-        refs = [ref for ref in self.graph.refs if ref not in self._manifests]
-        store = self.store.survey()
+    def read_ahead(self, ref: Ref | None = None) -> Freshness:
+        """Read the manifests of all that a partition is made from, many at once; itself.
+
+        That is all that its state depends on; by default, the manifests of the whole study.
+        """
+        wanted = self.graph.refs if ref is None else self.graph.made_from(ref)
+        refs = [ref for ref in wanted if ref not in self._manifests]
+        store = self.store.survey() if len(refs) > _MANY else self.store
         with ThreadPoolExecutor(store.at_once) as pool:
             read = pool.map(lambda ref: self._read(ref, store), refs)
             for ref, found in zip(refs, read, strict=True):

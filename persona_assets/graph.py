@@ -35,6 +35,17 @@ class Graph:
         """The partitions that a partition is made from."""
         return self.assets[ref.asset].upstream(ref.key)
 
+    def made_from(self, ref: Ref) -> tuple[Ref, ...]:
+        """The partitions that one is made from, directly or not, and itself; upstream ones last."""
+        found = {ref: None}
+        above = [ref]
+        while above:
+            for upstream in self.upstream(above.pop()):
+                if upstream not in found:
+                    found[upstream] = None
+                    above.append(upstream)
+        return tuple(found)
+
     def ancestors(self, asset: str) -> frozenset[str]:
         """The assets that ``asset`` is made from, directly or not, and itself.
 

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def place(item: pytest.Item) -> int:
-        if not {"integration", "reliability"}.intersection(item.path.parts):
+        if not {"integration", "reliability", "scale"}.intersection(item.path.parts):
             return 1
         if item.path == first:
             return 0

@@ -207,7 +207,7 @@ def _materialize(
     context: dg.AssetExecutionContext,
     config: HowToMake,
 ) -> dg.MaterializeResult:
-    freshness = Freshness(graph, store)
+    freshness = Freshness(graph, store).read_ahead(ref)
     if blockers := freshness.blockers(ref):
         raise UpstreamNotReady(ref, blockers)
     kept = not config.force and freshness.state(ref) == "fresh"

@@ -1,0 +1,96 @@
+"""A study on object storage: made by several machines, read by any."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+
+import duckdb
+import pytest
+
+from persona_assets.store import Ref
+from persona_assets_tests.integration.project import Project, tiny_study_text
+from persona_assets_tests.object_storage import forget_servers, object_storage
+from persona_assets_tests.reliability.whole import other_rows
+from persona_assets_tests.scale.machines import Machine, machine, upload
+
+
+@pytest.fixture
+def storage(monkeypatch):
+    with object_storage() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        forget_servers()
+        yield server
+        forget_servers()
+
+
+def test_a_machine_that_has_nothing_makes_the_warehouse_from_object_storage(
+    project, storage, tmp_path
+):
+    upload(project, storage)
+    for asset in ("warehouse", "report"):
+        storage.delete(f"tiny/{asset}/manifest.json")
+    fresh = machine(tmp_path / "fresh", tiny_study_text(), storage)
+    shown = fresh.run("status", "--study", "tiny").stdout.splitlines()
+    missing = [line.split()[0] for line in shown if "missing" in line]
+    assert missing == ["warehouse", "report"]
+    assert sum(line.count("✓") for line in shown) == 12 * 3 + 5  # stages of cells, and prior ones
+    made = subprocess.run(
+        fresh.materialization(Ref("warehouse")),
+        env=fresh.environment,
+        cwd=fresh.data,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert other_rows(fresh, project) is None
+    other = machine(tmp_path / "other", tiny_study_text(), storage)
+    rows = other.run("sql", "--study", "tiny", "SELECT count(*) AS n FROM outcomes")
+    assert rows.stdout.split()[-1] == str(13 * 11 * 4 * 24)
+
+
+@pytest.mark.heavy
+def test_two_machines_make_a_study_and_one_is_killed(project, storage, tmp_path):
+    machines = [machine(tmp_path / n, tiny_study_text(), storage) for n in ("one", "two")]
+    one, two = machines
+    inputs = one.run("run", "--study", "tiny", "--up-to", "baseline_outcomes", "--workers", "1")
+    assert inputs.returncode == 0, inputs.stdout + inputs.stderr
+    makers = [start(one, "librarian.*"), start(two, "comedian.*")]
+    cells = [cell for cell in one.study.cells if cell.source == "comedian"]
+    until_landed(two, [Ref("cell_outcomes", cell.key) for cell in cells], 2)
+    makers[1].send_signal(signal.SIGKILL)
+    makers[1].wait(60)
+    assert makers[0].wait(600) == 0
+    done = one.run("run", "--study", "tiny", "--workers", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert other_rows(one, project) is None
+    verified = two.run("verify", "--study", "tiny")
+    assert verified.stdout.startswith("0 of "), verified.stdout
+    with duckdb.connect(two.store.path(Ref("warehouse"), "warehouse.duckdb"), read_only=True) as db:
+        twice = db.execute(
+            "SELECT cell, persona, scaffold, question_id FROM outcomes "
+            "GROUP BY ALL HAVING count(*) > 1"
+        ).fetchall()
+    assert twice == []
+
+
+def start(machine: Machine, cells: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        machine.command("run", "--study", "tiny", "--cells", cells, "--workers", "1"),
+        env=machine.environment,
+        cwd=machine.data,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def until_landed(project: Project, refs: list[Ref], count: int) -> None:
+    """Wait until so many of the partitions have landed."""
+    deadline = time.monotonic() + 300
+    while sum(project.store.manifest(ref) is not None for ref in refs) < count:
+        assert time.monotonic() < deadline, f"{count} of {len(refs)} have not landed in 300 s"
+        time.sleep(0.5)
