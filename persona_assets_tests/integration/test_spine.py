@@ -192,25 +192,6 @@ def test_status_shows_each_cell(project):
     assert "12 fresh" in done.stdout
 
 
-def test_one_cell_again_is_byte_identical(own_project):
-    before = {
-        name: own_project.store.landed(Ref(name, CELL)) for name in ("checkpoint", "cell_outcomes")
-    }
-    for asset in before:
-        (own_project.store.folder(Ref(asset, CELL)) / "manifest.json").unlink()
-    done = own_project.run("run", "--study", "tiny", "--workers", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    for asset, manifest in before.items():
-        assert own_project.store.landed(Ref(asset, CELL)).data_version == manifest.data_version
-    # What stands on a cell is not done again if the cell came out the same.
-    assert done.stdout.count(" done in ") == 1
-    # Its run and its seconds are other ones: the warehouse, made again, agrees with the ledger.
-    (own_project.store.folder(Ref("warehouse")) / "manifest.json").unlink()
-    done = own_project.run("run", "--study", "tiny", "--workers", "1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert set(own_project.states().values()) == {"fresh"}
-
-
 def test_a_lost_run_is_closed_by_the_next_and_what_it_landed_is_shown(own_project, monkeypatch):
     """Left as started, it would fill the UI's run queue for ever."""
     for name, value in own_project.environment.items():
