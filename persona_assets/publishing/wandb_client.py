@@ -1,0 +1,173 @@
+"""The one place that talks to the wandb client: in a process of its own, with a time limit.
+
+The client keeps files in the home folder, a service process, and settings that live as long as the
+process: here all of that goes with a temporary folder and a child process. What logs offline has no
+key in its environment, and no network in its mind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from persona_assets.hashing import as_json
+from persona_assets.publishing.markers import KEYS, Unpublished
+from persona_assets.publishing.wandb_records import Record
+from persona_assets.store import Store
+from persona_assets.study_schema import WandbProject
+
+#: Where W&B is, unless WANDB_BASE_URL says otherwise.
+CLOUD = "https://api.wandb.ai"
+#: Of the draft: what was to be logged, its lineage, the run as the client logged it; and while the
+#: client is at work, the artifact's files.
+RECORD, LINEAGE, RUN, FILES = "record.json", "lineage.json", "offline-run", "files"
+
+#: Seconds to reach the server, to log a run, and to send one: the latter and one a megabyte.
+_REACH_SECONDS, _LOG_SECONDS, _SYNC_SECONDS = 10, 120, 120
+
+
+def host() -> str:
+    """The W&B server's address."""
+    return (os.environ.get("WANDB_BASE_URL") or CLOUD).rstrip("/")
+
+
+def target(project: WandbProject) -> str:
+    """Server and project, in a word."""
+    return "/".join(filter(None, (host(), project.entity, project.project)))
+
+
+def log_offline(record: Record, project: WandbProject, store: Store, draft: Path) -> dict[str, Any]:
+    """Log a record as an offline W&B run in ``draft``; returns the artifact's digest and entries.
+
+    Raises:
+        StoreError: a file has not landed or is damaged.
+        RuntimeError: the client failed, or took too long.
+    """
+    told = as_json(asdict(record)) | {
+        "run_id": record.run_id,
+        "data_version": record.data_version,
+        "alias": record.alias,
+        "project": project.model_dump(),
+        "files": sorted([*record.files, LINEAGE]),
+    }
+    lineage = told.pop("lineage")
+    (draft / LINEAGE).write_text(json.dumps(lineage, indent=1, sort_keys=True), "utf-8")
+    (draft / RECORD).write_text(json.dumps(told, indent=1, sort_keys=True), "utf-8")
+    _lay(record, store, draft, draft, os.symlink)
+    logged = _child("log", draft, {}, _LOG_SECONDS)
+    shutil.rmtree(draft / FILES)
+    return logged
+
+
+def sync(record: Record, store: Store, draft: Path) -> str:
+    """Send what :func:`log_offline` logged, and its lineage; returns the run's URL.
+
+    The client removes each file of an offline artifact once it has sent it, wherever that is: it
+    gets copies of all.
+
+    Raises:
+        Unpublished: the server cannot be reached, refused, or took too long.
+    """
+    key = {KEYS["wandb"]: os.environ[KEYS["wandb"]], "WANDB_BASE_URL": host()}
+    try:
+        _reach(host())
+        with tempfile.TemporaryDirectory(dir=draft) as name:
+            copy = Path(name)
+            shutil.copyfile(draft / RECORD, copy / RECORD)
+            shutil.copytree(draft / RUN, copy / RUN)
+            _lay(record, store, draft, copy, shutil.copyfile)
+            size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+            return _child("sync", copy, key, _SYNC_SECONDS + size // 10**6)["url"]
+    except (ConnectionError, TimeoutError, socket.gaierror, RuntimeError) as error:
+        raise Unpublished(f"{host()}: {error}") from error
+
+
+def _lay(
+    record: Record, store: Store, draft: Path, folder: Path, put: Callable[[Path, Path], object]
+) -> None:
+    """Put the artifact's files below ``folder``, where the offline run says that they are."""
+    places = {name: store.path(*place) for name, place in record.files.items()}
+    for name, path in (places | {LINEAGE: draft / LINEAGE}).items():
+        target = folder / FILES / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        put(path, target)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nothing listens: the client itself would try again for a long time."""
+    where = urlsplit(address)
+    port = where.port or {"http": 80}.get(where.scheme, 443)
+    with socket.create_connection((where.hostname or "", port), timeout=_REACH_SECONDS):
+        pass
+
+
+def _child(task: str, draft: Path, variables: Mapping[str, str], seconds: float) -> dict[str, Any]:
+    """What the child process answers; it and all that it started have ended by then."""
+    command = (sys.executable, "-P", "-m", "persona_assets.publishing.wandb_child", task)
+    with _home() as home:
+        child = subprocess.Popen(
+            command,
+            cwd=draft,
+            env=_environment(home) | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"no end of it within {seconds:.0f} s") from error
+        finally:
+            _end(child)
+    answer = json.loads(out.splitlines()[-1]) if child.returncode == 0 else {}
+    if why := answer.get("error") or (not answer and f"the wandb client failed: {err[-2000:]}"):
+        raise RuntimeError(_without_key(why, variables))
+    return answer
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End a child and the processes that it has started: its session is its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _without_key(text: str, variables: Mapping[str, str]) -> str:
+    key = variables.get(KEYS["wandb"])
+    return text.replace(key, "…") if key else text
+
+
+@contextmanager
+def _home() -> Iterator[Path]:
+    home = Path(tempfile.mkdtemp(prefix="persona-assets-wandb-"))
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Ours without what configures the client, and with a home for all that it writes."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    folders = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+    return ours | {
+        **{name: str(home) for name in folders},
+        "HOME": str(home),
+        "NETRC": str(home / "netrc"),
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
+    }
