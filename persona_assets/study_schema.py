@@ -293,11 +293,13 @@ class HubRepositories(_Section):
     """The hub repositories that a study is uploaded to.
 
     ``dataset`` gets training datasets and warehouse, ``model`` the adapters, a folder a cell.
+    ``license`` is the one that their cards grant, by the hub's name for it (``cc-by-sa-4.0``).
     """
 
     dataset: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$")]
     model: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$")]
     private: bool = True
+    license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")] | None = None
 
 
 class PublishSettings(_Section):
