@@ -62,6 +62,7 @@ def _diagnosis(error: Exception, repo_type: RepoType, access: Access) -> tuple[s
         error = error.__cause__
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     token_that_may = f"set HF_TOKEN to a token that may {_DONE[access][1]} it"
+    terms = "Accept the repository's terms on the hub, and " if access == "read" else ""
     match error:
         case errors.RevisionNotFoundError():
             return (
@@ -76,11 +77,8 @@ def _diagnosis(error: Exception, repo_type: RepoType, access: Access) -> tuple[s
                 False,
             )
         case errors.HfHubHTTPError() if status in (401, 403):
-            return (
-                f"the hub refuses access (HTTP {status})",
-                f"Accept the repository's terms on the hub, and {token_that_may}.",
-                False,
-            )
+            remedy = f"{terms}{token_that_may}."
+            return f"the hub refuses access (HTTP {status})", remedy[0].upper() + remedy[1:], False
         case errors.HfHubHTTPError():
             may_pass = status in _MAY_PASS or status >= 500
             return f"the hub answered HTTP {status}", "Try again later.", may_pass
