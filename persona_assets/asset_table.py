@@ -8,13 +8,15 @@ make that arm, and the data versions of exactly its upstream partitions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from persona_assets import environment
+from persona_assets.asset_row import Asset, Job
 from persona_assets.code_sources import AUDITS, WORLD, code_sources
 from persona_assets.environment import ARC_FILES, TOKENIZER_FILES
 from persona_assets.hashing import module_hashes, sha256_file, sha256_source
+from persona_assets.publish_table import PUBLISH_JOBS, publish_table
 from persona_assets.rationales.arms import unscored
 from persona_assets.rationales.methods import arm_sources, turn_sources
 from persona_assets.stats.comparability import planned_facts
@@ -22,57 +24,6 @@ from persona_assets.stats.lexicon import lexicon_cells, undefined_because
 from persona_assets.store import Ref
 from persona_assets.study import Study
 from persona_assets.study_schema import DriftCheck, LocalRegistry
-
-Keys = tuple[str, ...] | None
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One asset of a study.
-
-    Attributes:
-        name: The asset's name (its Dagster key is ``<study>/<name>``).
-        group: The Dagster group.
-        kinds: Dagster's kind tags.
-        description: What a partition holds.
-        keys: Its partition keys, or None if it is not partitioned.
-        upstream: Key → the partitions that the partition is made from.
-        settings: Key → the slice of the study that it is made from (JSON-representable).
-        sources: Key → hashes of the source of functions and modules that this partition is made
-            by, by name; shared machinery is covered by ``code_version``.
-        code_version: To be raised when the asset's shared machinery gives other results.
-        quotes_checks: Whether it quotes what was checked of its upstream: it is then made again
-            when that is another finding, though the content is the same.
-        released_after: Key → the partition that is the last to read this one's files, where the
-            study has them removed after that.
-    """
-
-    name: str
-    group: str
-    kinds: frozenset[str]
-    description: str
-    keys: Keys
-    upstream: Callable[[str | None], tuple[Ref, ...]]
-    settings: Callable[[str | None], Any] = lambda key: None
-    sources: Callable[[str | None], dict[str, str]] = lambda key: {}
-    code_version: str = "1"
-    quotes_checks: bool = False
-    released_after: Callable[[str | None], Ref | None] = lambda key: None
-
-    def refs(self) -> tuple[Ref, ...]:
-        """All of the asset's partitions."""
-        return (
-            (Ref(self.name),) if self.keys is None else tuple(Ref(self.name, k) for k in self.keys)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Assets that one Dagster run materializes, for one partition."""
-
-    assets: tuple[str, ...]
-    description: str
-
 
 JOBS: Mapping[str, Job] = {
     "inputs": Job(
@@ -102,6 +53,7 @@ JOBS: Mapping[str, Job] = {
         ),
         "Everything that needs the whole grid: multiplicity, ledger, warehouse, figures, report.",
     ),
+    **PUBLISH_JOBS,
 }
 
 
@@ -546,7 +498,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
             sources=lambda key: code_sources("report"),
         ),
     ]
-    return tuple(table)
+    return (*table, *publish_table(study, table))
 
 
 def _row_sources() -> dict[str, str]:

@@ -37,6 +37,8 @@ _OUTCOME_CHECKS = (
     ),
 )
 
+_PUBLISHED = (Check("published", "What landed is at the place that the study names.", False),)
+
 #: The checks of each asset, in the order the UI shows them.
 CHECKS: dict[str, tuple[Check, ...]] = {
     "question_bank": (
@@ -125,6 +127,8 @@ CHECKS: dict[str, tuple[Check, ...]] = {
             "Sections, captions, introduced acronyms, real sample rows, the confidence marker.",
         ),
     ),
+    "wandb_run": _PUBLISHED,
+    "wandb_bundle": _PUBLISHED,
 }
 
 

@@ -146,6 +146,33 @@ def verify(study: str) -> None:
 
 @main.command()
 @study_option
+@click.option("--to", type=click.Choice(["wandb", "hub"]), help="Only there.")
+def publish(study: str, to: str | None) -> None:
+    """Take what has landed to the places that the study file names under `publish`.
+
+    Trains and evaluates nothing. Without a key in the environment (WANDB_API_KEY, HF_TOKEN) nothing
+    is sent: it is logged here, and sent when this is called with one.
+    """
+    from persona_assets import publisher
+    from persona_assets.run_lock import AlreadyRunning
+
+    _load(study)
+    try:
+        done = publisher.publish(study, to, say=_say)
+    except (ValueError, AlreadyRunning) as error:
+        raise click.ClickException(str(error)) from error
+    for why in dict.fromkeys(done.pending.values()):
+        refs = [ref for ref, reason in done.pending.items() if reason == why]
+        more = f" and {len(refs) - 3} more" if len(refs) > 3 else ""
+        _say(f"pending: {', '.join(map(str, refs[:3]))}{more}: {why}")
+    bad = [str(u) for u, o in done.outcomes.items() if o.status in ("failed", "skipped")]
+    if bad:
+        click.echo(f"failed: {', '.join(bad)}", err=True)
+    sys.exit(bool(bad or done.late))
+
+
+@main.command()
+@study_option
 @click.argument("query")
 @click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="Rows shown at most."

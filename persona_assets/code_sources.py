@@ -26,6 +26,7 @@ _ESTIMATES = tuple(
 _VOCABULARY = ("stats.bootstrap", "stats.lexicon", "stats.losses", "stats.vocabulary")
 _FIGURES = ("reporting.figures", "reporting.style")
 _WAREHOUSE = ("reporting.warehouse", "reporting.views", "reporting.comments")
+_WANDB = ("publishing.wandb_records", "publishing.wandb_child")
 _TEMPLATES = Path(__file__).parent / "reporting" / "templates"
 
 _MODULES: dict[str, tuple[str, ...]] = {
@@ -52,6 +53,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
             *("policy", "queries", "lint", "style", "vocabulary_figure"),
         )
     ),
+    "wandb_run": (*_WANDB, "stats.losses"),
+    "wandb_bundle": _WANDB,
 }
 
 

@@ -82,6 +82,11 @@ def store_dir() -> Path:
     return data_dir() / "store"
 
 
+def publish_dir() -> Path:
+    """Markers of what is published, and of what still is to be, of all studies."""
+    return data_dir() / "publish"
+
+
 def prior_table(name: str) -> Path:
     """The result table of that name of an earlier experiment."""
     return (local_folder(PRIOR_DIR) or data_dir() / "prior") / name

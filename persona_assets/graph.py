@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
-from persona_assets.asset_table import Asset, asset_table
+from persona_assets.asset_row import Asset
+from persona_assets.asset_table import asset_table
 from persona_assets.naming import unknown
 from persona_assets.store import Ref
 from persona_assets.study import Study

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from persona_assets.asset_table import Asset
+from persona_assets.asset_row import Asset
 from persona_assets.graph import Graph
 
 

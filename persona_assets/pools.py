@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from persona_assets import environment, gpus
+from persona_assets.publish_table import PUBLISH_JOBS
 from persona_assets.study import Study
 from persona_assets.study_schema import ArcQuestions
 
@@ -23,6 +24,7 @@ POOLS = {
     "cpu_models": "trains or evaluates a model that fits a processor",
     "hub": "downloads from the Hugging Face hub",
     "warehouse": "builds a DuckDB database in memory",
+    "publish": "uploads to a place outside",
 }
 
 _TRAINING = frozenset({"prior_checkpoint", "checkpoint"})
@@ -46,6 +48,8 @@ def pool_of(asset: str, study: Study) -> str | None:
         return "hub" if from_hub else None
     if asset == "question_bank":
         return "hub" if isinstance(study.questions, ArcQuestions) else None
+    if any(asset in job.assets for job in PUBLISH_JOBS.values()):
+        return "publish"
     return "warehouse" if asset in ("number_ledger", "warehouse") else None
 
 

@@ -41,11 +41,15 @@ from persona_assets.study import Study, load_study
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One Dagster run: a job, for one partition; ``refs`` is what it makes."""
+    """One Dagster run: a job, for one partition; ``refs`` is what it makes.
+
+    ``again``: also what is up to date.
+    """
 
     job: str
     key: str | None
     refs: tuple[Ref, ...]
+    again: bool = False
 
     def __str__(self) -> str:
         if self.job == "cell":
@@ -184,6 +188,8 @@ def default_workers(study: Study, up_to: str | None = None) -> int:
 
 def _asked(graph: Graph, up_to: str | None) -> frozenset[str]:
     """The assets to be made: all, or what ``up_to`` is made from and itself."""
+    if up_to in graph.assets and graph.assets[up_to].group == "publish":
+        raise ValueError(f"{up_to} is made by `persona-assets publish`")
     try:
         return frozenset(graph.assets) if up_to is None else graph.ancestors(up_to)
     except KeyError as error:
@@ -199,24 +205,38 @@ def run(
 ) -> dict[Unit, Outcome]:
     """Make what is not up to date, with ``workers`` processes; returns what became of each unit.
 
+    Raises:
+        ValueError: no cell matches, or there is no asset ``up_to``.
+        As :func:`execute`.
+    """
+    study = load_study(environment.study_file(study_name))
+    return execute(study, lambda graph, store: plan(graph, store, cells, up_to), workers, say)
+
+
+def execute(
+    study: Study,
+    planned: Callable[[Graph, Store], Plan],
+    workers: int,
+    say: Callable[[str], None] = print,
+) -> dict[Unit, Outcome]:
+    """Make what is not up to date of a plan, which is asked for once nobody else is at work.
+
     A unit whose worker dies is tried once more in a new worker; one that fails lets the units
     that wait for it be skipped, and the others go on.
 
     Raises:
-        ValueError: no cell matches, or there is no asset ``up_to``.
         AlreadyRunning: another process is running this study.
         DiskError: the store or Dagster's databases cannot be written.
         DatabaseDamaged: a database of Dagster's is damaged.
     """
     import dagster as dg
 
-    study = load_study(environment.study_file(study_name))
     graph, store = Graph(study), Store(environment.store_dir(), study.name)
     require_writable(store.root)
     check_databases()
     with only_run(store), databases_named():
         release_read(graph, store)  # of a run that was killed
-        todo = plan(graph, store, cells, up_to)
+        todo = planned(graph, store)
         _fail_lost_runs(study.name)
         freshness = Freshness(graph, store)
         with dg.DagsterInstance.get() as instance:
@@ -224,15 +244,16 @@ def run(
         outcomes: dict[Unit, Outcome] = {
             unit: Outcome("fresh")
             for unit in todo.units
-            if all(freshness.state(ref) == "fresh" and ref not in untold for ref in unit.refs)
+            if not unit.again
+            and all(freshness.state(ref) == "fresh" and ref not in untold for ref in unit.refs)
         }
         for name in todo.left_out:
-            say(f"left out for want of cells: {name}")
+            say(f"left out for want of what it is made from: {name}")
         pending = [unit for unit in todo.units if unit not in outcomes]
         if pending:
             say(f"{len(pending)} runs to do, {len(outcomes)} up to date; {workers} workers")
             try:
-                _Dispatcher(study_name, todo, outcomes, say).drain(pending, workers)
+                _Dispatcher(study.name, todo, outcomes, say).drain(pending, workers)
             finally:
                 _fail_lost_runs(study.name)
             release_read(graph, store)
@@ -383,7 +404,8 @@ class _Progress:
         if ends_cell and outcome.status == "done" and self.first_cell is None:
             self.first_cell = now - outcome.seconds
         finished = sum(cell in self.outcomes for cell in self.cells)
-        text = f"[{finished:>3}/{len(self.cells)} cells] {unit}  {outcome.status}"
+        cells = f"[{finished:>3}/{len(self.cells)} cells] " if self.cells else ""
+        text = f"{cells}{unit}  {outcome.status}"
         if outcome.status == "done":
             text += f" in {outcome.seconds:.1f} s"
         if outcome.error:
@@ -453,7 +475,7 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
     import dagster as dg
 
     freshness = Freshness(graph, store)
-    untold = unrecorded(freshness, instance, unit.refs)
+    untold = unit.refs if unit.again else unrecorded(freshness, instance, unit.refs)
     assets = [r.asset for r in unit.refs if freshness.state(r) != "fresh" or r in untold]
     if not assets:
         return Outcome("fresh")
@@ -463,7 +485,13 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
         partition_key=unit.key,
         asset_selection=[dg.AssetKey([graph.study.name, asset]) for asset in assets],
         raise_on_error=False,
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        run_config={
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            "ops": {
+                f"{graph.study.name}__{asset}": {"config": {"force": unit.again}}
+                for asset in assets
+            },
+        },
         tags={WORKER_TAG: str(os.getpid())},
     )
     seconds = time.perf_counter() - started

@@ -146,6 +146,7 @@ def test_the_interface_starts_on_loopback_with_its_pools_opened(store, tmp_path,
         ["cpu_models", str(processors)],
         ["hub", "1"],
         ["warehouse", "1"],
+        ["publish", "1"],
     ]
     ((path, arguments),) = started
     assert path == sys.executable

@@ -59,7 +59,7 @@ def test_added_persona_stales_evaluations_only(mini_store, study_texts, mini):
     found = stale(graph, mini_store)
     evaluations = {"baseline_outcomes", "cell_outcomes", "prior_accuracies", "cell_diagnostics"}
     groups = {graph.assets[name].group for name in found.keys() - evaluations}
-    assert groups == {"analysis", "report"}
+    assert groups == {"analysis", "report", "publish"}
     assert found["cell_outcomes"] == {cell.key for cell in mini.cells}
     assert found["baseline_outcomes"] == {None}
     why = Freshness(graph, mini_store).why(Ref("baseline_outcomes"))
@@ -173,7 +173,8 @@ def test_a_raised_code_version_stales_every_partition(graph, mini_store, name):
 
 def test_changed_title_stales_what_shows_it_only(mini_store, study_texts):
     graph = changed(study_texts["mini"], "title: Miniature", "title: Small")
-    assert stale(graph, mini_store).keys() == {"number_ledger", "warehouse", "report"}
+    shows = {"number_ledger", "warehouse", "report", "wandb_bundle"}
+    assert stale(graph, mini_store).keys() == shows
 
 
 def test_batch_size_stales_what_is_measured_only(mini_store, study_texts, mini):
@@ -302,7 +303,7 @@ def test_another_finding_about_equal_content_stales_what_quotes_it(tmp_path):
     found = audit("letter_collapse", False, blocking=False, **texts)
     cell = Ref("cell_diagnostics", "librarian.garbage_cot.42")
     land(study, store, cell, audits=[found])
-    assert set(stale(study, store)) == {"number_ledger", "warehouse", "report"}
+    assert set(stale(study, store)) == {"number_ledger", "warehouse", "report", "wandb_bundle"}
     (why,) = Freshness(study, store).changes(Ref("number_ledger"))
     assert why == f"{cell} has other findings of its checks"
 
@@ -332,5 +333,5 @@ def test_other_code_of_an_analysis_stales_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(code_sources, "module_hashes", edited)
     assert set(stale(small(), store)) == {
-        *("vocabulary_leakage", "number_ledger", "warehouse", "report")
+        *("vocabulary_leakage", "number_ledger", "warehouse", "report", "wandb_bundle")
     }

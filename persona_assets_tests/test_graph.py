@@ -38,6 +38,8 @@ def test_partitions_follow_the_grid(graph, length_matched):
         "checkpoint": 66,
         "cell_outcomes": 66,
         "contrast_estimate": 8,
+        "wandb_run": 66,
+        "wandb_bundle": 2,
     }
     assert "prior_checkpoint" not in Graph(length_matched).assets
 
@@ -52,7 +54,8 @@ def test_only_trained_checkpoints_are_made_from_datasets(graph, mini):
 def test_a_study_may_train_every_arm_itself(study_texts, tmp_path):
     graph = Graph(parse_study(study_texts["mini"].replace("origin: carry_over", "origin: trained")))
     assert "prior_checkpoint" not in graph.assets
-    assert graph.ancestors("report") == graph.assets.keys()
+    published = {"wandb_run", "wandb_bundle"}
+    assert graph.ancestors("report") == graph.assets.keys() - published
     assert len(graph.assets["checkpoint"].keys) == 66
     land_everything(graph, Store(tmp_path, "mini"))
     assert stale(graph, Store(tmp_path, "mini")) == {}
@@ -102,7 +105,7 @@ def test_local_files_are_inputs(length_matched, tmp_path, monkeypatch):
 def test_a_name_finds_its_partitions(graph):
     cell = "librarian.persona_cot.42"
     of_cell = ("training_dataset", "prior_checkpoint", "prior_accuracies", "checkpoint")
-    evaluated = ("cell_outcomes", "cell_diagnostics")
+    evaluated = ("cell_outcomes", "cell_diagnostics", "wandb_run")
     assert graph.find(cell) == (
         Ref("rationales", "librarian.persona_cot"),
         *(Ref(asset, cell) for asset in (*of_cell, *evaluated)),

@@ -57,7 +57,7 @@ def test_dagster_knows_each_assets_pool():
 
 def test_models_get_a_run_a_processor_or_gpu_and_all_else_one_at_a_time(instance, monkeypatch):
     processors = len(os.sched_getaffinity(0))
-    limits = {"gpu": 1, "cpu_models": processors, "hub": 1, "warehouse": 1}
+    limits = {"gpu": 1, "cpu_models": processors, "hub": 1, "warehouse": 1, "publish": 1}
     monkeypatch.setenv(gpus.VISIBLE, "")
     assert open_pools(instance) == limits
     monkeypatch.setenv(gpus.VISIBLE, "0,1,2,3")
@@ -77,7 +77,11 @@ def test_a_limit_set_by_hand_stays(instance):
     storage = instance.event_log_storage
     storage.set_concurrency_slots("cpu_models", 7)
     storage.set_concurrency_slots("gpu", 4)
-    assert open_pools(instance) == {"gpu": 4, "cpu_models": 7, "hub": 1, "warehouse": 1}
+    assert open_pools(instance) == {
+        **dict.fromkeys(POOLS, 1),
+        "gpu": 4,
+        "cpu_models": 7,
+    }
     limits = {pool.name: pool.limit for pool in storage.get_pool_limits()}
     assert limits == {"gpu": 4, "cpu_models": 7}
 

@@ -67,7 +67,7 @@ def test_where_it_runs_and_is_published_is_no_content_of_it(study_texts):
     text = study_texts["mini"]
     own = "compute: {threads: 1}"
     elsewhere = text.replace(own, "compute: {threads: 1, gpus: 0.5}\n")
-    elsewhere += "publish: {wandb: {project: leakage}}\n"
+    elsewhere = elsewhere.replace("persona-leakage-mini", "leakage")
     assert parse_study(elsewhere).publish.wandb.project == "leakage"
     assert parse_study(elsewhere).content_hash == parse_study(text).content_hash
     slower = text.replace(own, "compute: {threads: 2}")

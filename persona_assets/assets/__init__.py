@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from persona_assets.assets import analysis, checkpoints, evaluation, inputs, report, training_data
+from persona_assets.assets import (
+    analysis,
+    checkpoints,
+    evaluation,
+    inputs,
+    publish,
+    report,
+    training_data,
+)
 from persona_assets.assets.base import Maker
 
 #: Asset name → the function that makes one partition of it.
@@ -31,4 +39,6 @@ MAKERS: Mapping[str, Maker] = {
     "forest_plot": report.forest_plot,
     "loss_heatmap": report.loss_heatmap,
     "report": report.report,
+    "wandb_run": publish.wandb_run,
+    "wandb_bundle": publish.wandb_bundle,
 }

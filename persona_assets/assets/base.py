@@ -13,7 +13,7 @@ import dagster as dg
 import polars as pl
 from pydantic import Field
 
-from persona_assets.asset_table import Asset
+from persona_assets.asset_row import Asset
 from persona_assets.assets.metadata import definition_metadata, lineage_links, table_metadata
 from persona_assets.audit import Audit
 from persona_assets.checks import check_results, check_specs
@@ -98,12 +98,14 @@ class Made:
         summary: Values kept in the manifest and shown in the UI (JSON-representable).
         metadata: Further Dagster metadata (previews, plots), for the UI only.
         data_version: Content hash, where the files' bytes say more than the content.
+        warnings: What is amiss without failing it, for Dagster's log.
     """
 
     audits: Sequence[Audit] = ()
     summary: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     data_version: str | None = None
+    warnings: Sequence[str] = ()
 
 
 class UpstreamNotReady(dg.Failure):
@@ -232,6 +234,8 @@ def _materialize(
     started = time.perf_counter()
     with store.draft(ref) as draft:
         made = make(Task(graph, store, ref, draft, context.run_id))
+        for warning in made.warnings:
+            context.log.warning(warning)
         seconds = round(time.perf_counter() - started, 3)
         manifest = store.land(
             ref,

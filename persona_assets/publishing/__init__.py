@@ -1,1 +1,1 @@
-"""What of a study goes to places outside, and what has got there. No Dagster here."""
+"""What of a study goes to places outside, and what has got there."""

@@ -28,6 +28,7 @@ _EDITS = (
     ("seeds: [42, 137, 256]", "seeds: [42]"),
     ("n_eval: 96", "n_eval: 24"),
     ("resamples: 100000", "resamples: 2000"),
+    ("publish: {wandb: {project: persona-leakage-mini}}", ""),  # a test that publishes says where
 )
 
 

@@ -1,0 +1,118 @@
+"""``persona-assets publish``: the publish assets of what has landed, each its own Dagster run.
+
+What is pending (see :mod:`persona_assets.publishing.markers`) is made again where there is a key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from persona_assets import environment
+from persona_assets.freshness import Freshness
+from persona_assets.graph import Graph
+from persona_assets.publish_table import PLACES, PUBLISH_JOBS
+from persona_assets.publishing.markers import KEYS, Markers
+from persona_assets.runner import Outcome, Plan, Unit, execute
+from persona_assets.store import Ref, Store
+from persona_assets.study import Study, load_study
+
+#: Runs at a time: they log and upload, which more processors make little faster.
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of a ``publish``.
+
+    Attributes:
+        outcomes: Of each Dagster run.
+        pending: The partitions that are logged here and not yet at their place, and why.
+        late: Those of them whose place there is a key for.
+    """
+
+    outcomes: dict[Unit, Outcome]
+    pending: dict[Ref, str]
+    late: tuple[Ref, ...]
+
+
+def places(study: Study, to: str | None = None) -> list[str]:
+    """The places that a study is published to, or only ``to``.
+
+    Raises:
+        ValueError: the study file names none, or not this one.
+    """
+    named = [place for place in PLACES if getattr(study.publish, place)]
+    if to is not None and to not in named:
+        named = []
+    if not named:
+        what = f"publish.{to}" if to else "publish section"
+        raise ValueError(
+            f"study {study.name} has no {what} in its file: nothing of it is to be published. "
+            "Add one, such as `publish: {wandb: {project: my-project}}`; it stales nothing."
+        )
+    return named if to is None else [to]
+
+
+def publish(
+    study_name: str, to: str | None = None, say: Callable[[str], None] = print
+) -> Published:
+    """Publish what has landed and is up to date; nothing is trained or evaluated.
+
+    Raises:
+        ValueError: the study file names no place, or not ``to``.
+        As ``runner.execute``.
+    """
+    study = load_study(environment.study_file(study_name))
+    asked = places(study, to)
+    outcomes = execute(study, lambda graph, store: plan(graph, store, asked), WORKERS, say)
+    graph, store = Graph(study), Store(environment.store_dir(), study.name)
+    freshness = Freshness(graph, store)
+    waiting = {
+        ref: (place, why)
+        for place in asked
+        for ref in _refs(graph, place)
+        if freshness.state(ref) == "fresh" and (why := _pending(freshness, ref))
+    }
+    return Published(
+        outcomes,
+        {ref: why for ref, (_, why) in waiting.items()},
+        tuple(ref for ref, (place, _) in waiting.items() if os.environ.get(KEYS[place])),
+    )
+
+
+def plan(graph: Graph, store: Store, asked: Sequence[str]) -> Plan:
+    """The units that publish to the places ``asked`` what has landed, and what is left out."""
+    freshness = Freshness(graph, store)
+    todo = Plan([], {})
+    makers: dict[Ref, Unit] = {}
+    for place in asked:
+        key = os.environ.get(KEYS[place])
+        for job in PLACES[place]:
+            for ref in (r for name in PUBLISH_JOBS[job].assets for r in graph.assets[name].refs()):
+                upstream = graph.upstream(ref)
+                lacks = [u for u in upstream if u not in makers and freshness.state(u) != "fresh"]
+                if lacks:
+                    more = f", and {len(lacks) - 1} more" if len(lacks) > 1 else ""
+                    todo.left_out.append(f"{ref} ({freshness.why(lacks[0])}{more})")
+                    continue
+                fresh = freshness.state(ref) == "fresh"
+                again = bool(key and fresh and _pending(freshness, ref))
+                unit = makers[ref] = Unit(job, ref.key, (ref,), again)
+                todo.units.append(unit)
+                todo.waits_for[unit] = {makers[u] for u in upstream if u in makers}
+    return todo
+
+
+def _refs(graph: Graph, place: str) -> list[Ref]:
+    names = (name for job in PLACES[place] for name in PUBLISH_JOBS[job].assets)
+    return [ref for name in names for ref in graph.assets[name].refs()]
+
+
+def _pending(freshness: Freshness, ref: Ref) -> str:
+    """Why a landed partition is not yet at its place; nothing if it is."""
+    marker = Markers(environment.publish_dir(), freshness.graph.study.name).read(ref)
+    if marker is None or marker.data_version != freshness.manifest(ref).data_version:
+        return "there is no marker of its publication"
+    return marker.why if marker.status == "pending" else ""
