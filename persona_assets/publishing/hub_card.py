@@ -56,17 +56,19 @@ def card(study: Study, kind: RepoType, landed: Mapping[Ref, Manifest]) -> str:
     return f"---\n{_yaml(_front_matter(study, kind))}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def carry_over(study: Study, recipe: TrainingRecipe, commit: str) -> dict[str, Any]:
-    """The ``carry_over`` section that imports adapters of that recipe from a commit."""
+def carry_over(study: Study, cells: Iterable[Cell], commit: str) -> str:
+    """The ``carry_over`` section that imports ``cells`` from a commit, as Markdown.
+
+    One for each recipe that they were trained with, for a study file can say one.
+    """
     assert study.publish.hub is not None, "there is no card without `publish.hub`"
-    return {
-        "kind": "hub",
-        "repo": study.publish.hub.model,
-        "revision": commit,
-        "folder": FOLDER,
-        "format": "adapter",
-        "training": recipe.model_dump(mode="json"),
-    }
+    section = {"kind": "hub", "repo": study.publish.hub.model, "revision": commit}
+    section |= {"folder": FOLDER, "format": "adapter"}
+    return "\n\n".join(
+        f"For {_codes(arms)}:\n\n"
+        + _block({"carry_over": section | {"training": recipe.model_dump(mode="json")}})
+        for recipe, arms in _recipes(study, cells).items()
+    )
 
 
 def _front_matter(study: Study, kind: RepoType) -> dict[str, Any]:
@@ -142,9 +144,7 @@ def _importing(study: Study, cells: Sequence[Cell]) -> Iterator[str]:
         f"`{_COMMIT}`, put the full hash of the commit that you import: `persona-assets publish` "
         "printed it, and this repository's history has it."
     )
-    for recipe, arms in _recipes(study, cells).items():
-        yield f"For {_codes(arms)}:"
-        yield _block({"carry_over": carry_over(study, recipe, _COMMIT)})
+    yield carry_over(study, cells, _COMMIT)
 
 
 def _reading(study: Study) -> Iterator[str]:

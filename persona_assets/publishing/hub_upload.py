@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from persona_assets.hashing import sha256_file
 from persona_assets.hub_client import HubError, RepoType, client_errors, token
@@ -39,6 +40,15 @@ class Repository:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
+
+    def page(self, commit: str) -> str:
+        """The address of its files at a commit."""
+        from huggingface_hub import constants
+
+        hub = urlsplit(constants.ENDPOINT)
+        host = hub.netloc.rpartition("@")[2]  # HF_ENDPOINT may hold a password
+        kind = "datasets/" if self.kind == "dataset" else ""
+        return f"{hub.scheme}://{host}/{kind}{self.name}/tree/{commit}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from persona_assets.graph import Graph
-from persona_assets.publishing.hub_card import carry_over
+from persona_assets.publishing.hub_card import card
 from persona_assets.publishing.hub_content import content, held, made_here, repository
 from persona_assets.store import Ref, Store, StoreError
 from persona_assets.study import Study, parse_study
@@ -118,8 +118,6 @@ def test_the_card_says_what_it_is_and_what_not(landed):
 
 
 def test_the_card_of_a_hubs_model_names_it_and_the_licence():
-    from persona_assets.publishing.hub_card import card
-
     front, _ = sections({"README.md": card(REAL, "model", {}).encode()})
     assert front["base_model"] == "Qwen/Qwen2.5-7B-Instruct"
     assert front["base_model_relation"] == "adapter"
@@ -144,7 +142,16 @@ def test_the_cards_section_imports_every_cell(landed):
     """Another study takes it as it stands, but for the commit."""
     _, parts = sections(content(MINI, landed, "model"))
     (section,) = blocks(parts["Import as carry-over"])
-    assert section == {"carry_over": carry_over(MINI, MINI.training, "COMMIT")}
+    assert section == {
+        "carry_over": {
+            "kind": "hub",
+            "repo": "owner/adapters",
+            "revision": "COMMIT",
+            "folder": "{source}.{arm}.{seed}",
+            "format": "adapter",
+            "training": MINI.training.model_dump(mode="json"),
+        }
+    }
     section["carry_over"]["revision"] = COMMIT
     raw = MINI.model_dump(mode="json") | {"name": "second"} | section
     raw["arms"]["garbage_cot"]["origin"] = "carry_over"
