@@ -73,7 +73,7 @@ def _logged(task: Task, record: Record) -> Made:
         "wandb",
         target,
         record.data_version,
-        lambda: wandb_client.sync(task.draft, size),
+        lambda: wandb_client.sync(record, task.store, task.draft),
         summary,
     )
 

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from persona_assets.publishing.wandb_client import LINEAGE, RECORD, RUN
+from persona_assets.publishing.wandb_client import FILES, RECORD, RUN
 from persona_assets.publishing.wandb_records import version_alias
 
 
 def log() -> dict[str, Any]:
-    """Log the record as an offline run, and keep of it what a sync needs."""
+    """Log the record as an offline run, keep of it what a sync needs, and note its digest."""
     import wandb
 
     record = json.loads(Path(RECORD).read_text("utf-8"))
@@ -40,8 +40,8 @@ def log() -> dict[str, Any]:
         metadata={name: record[name] for name in ("study", "data_version", "upstream", "consumes")}
         | record["provenance"],
     )
-    for name, path in (record["files"] | {LINEAGE: LINEAGE}).items():
-        artifact.add_file(path, name, policy="immutable", skip_cache=True)
+    for name in record["files"]:  # a path that says nothing of where this is
+        artifact.add_file(f"{FILES}/{name}", name, policy="immutable", skip_cache=True)
     run.log_artifact(artifact, aliases=["latest", record["alias"]])
     logged = Path(run.settings.sync_dir)
     run.finish()
@@ -49,6 +49,7 @@ def log() -> dict[str, Any]:
     os.mkdir(RUN)
     os.rename(logged / f"run-{run.id}.wandb", Path(RUN, f"run-{run.id}.wandb"))
     entries = {name: entry.digest for name, entry in artifact.manifest.entries.items()}
+    Path(RECORD).write_text(json.dumps(record | {"digest": artifact.digest}, indent=1), "utf-8")
     return {"digest": artifact.digest, "entries": entries}
 
 
@@ -66,14 +67,17 @@ def sync() -> dict[str, Any]:
         wandb = resources.wandb["sdk"]
         from wandb.cli.cli import cli
 
-        cli.main(["sync", str(logged)], standalone_mode=False)
+        api = wandb.Api()
+        entity = record["project"]["entity"] or api.default_entity
+        cli.main(["sync", "--entity", entity, str(logged)], standalone_mode=False)
         done = logged.with_suffix(".wandb.synced")
         if not done.exists():
             return {"error": "the run was not synced"}
         done.unlink()
-        api = wandb.Api()
-        project = record["project"]
-        place = f"{project['entity'] or api.default_entity}/{project['project']}"
+        place = f"{entity}/{record['project']['project']}"
+        artifact = api.artifact(f"{place}/{record['artifact']}:{record['alias']}")
+        if artifact.digest != record["digest"]:  # a sync says nothing of what an artifact lacks
+            return {"error": f"artifact {artifact.name} has digest {artifact.digest} there"}
         run = api.run(f"{place}/{record['run_id']}")
         for name, version in record["consumes"].items():
             alias = version_alias(version["data_version"])
@@ -103,5 +107,16 @@ def _hermetic(**settings: Any):
     )
 
 
+def _cause(error: BaseException) -> str:
+    """What lies under Dagster's and the client's own wrapping, in a word."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
 if __name__ == "__main__":
-    print(json.dumps({"log": log, "sync": sync}[sys.argv[1]]()))
+    try:
+        answer = {"log": log, "sync": sync}[sys.argv[1]]()
+    except Exception as error:
+        answer = {"error": _cause(error)}
+    print(json.dumps(answer))

@@ -11,14 +11,16 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from persona_assets.hashing import as_json
 from persona_assets.publishing.markers import KEYS, Unpublished
@@ -28,11 +30,12 @@ from persona_assets.study_schema import WandbProject
 
 #: Where W&B is, unless WANDB_BASE_URL says otherwise.
 CLOUD = "https://api.wandb.ai"
-#: Files of the draft: what was to be logged, its lineage, and the run as the client logged it.
-RECORD, LINEAGE, RUN = "record.json", "lineage.json", "offline-run"
+#: Of the draft: what was to be logged, its lineage, the run as the client logged it; and while the
+#: client is at work, the artifact's files.
+RECORD, LINEAGE, RUN, FILES = "record.json", "lineage.json", "offline-run", "files"
 
-#: Seconds to log a run, and to send one: the latter and a second a megabyte.
-_LOG_SECONDS, _SYNC_SECONDS = 120, 120
+#: Seconds to reach the server, to log a run, and to send one: the latter and one a megabyte.
+_REACH_SECONDS, _LOG_SECONDS, _SYNC_SECONDS = 10, 120, 120
 
 
 def host() -> str:
@@ -48,9 +51,6 @@ def target(project: WandbProject) -> str:
 def log_offline(record: Record, project: WandbProject, store: Store, draft: Path) -> dict[str, Any]:
     """Log a record as an offline W&B run in ``draft``; returns the artifact's digest and entries.
 
-    Files of the store are named by their place beside the draft, which is the landed folder's
-    place too; nothing is copied.
-
     Raises:
         StoreError: a file has not landed or is damaged.
         RuntimeError: the client failed, or took too long.
@@ -60,30 +60,57 @@ def log_offline(record: Record, project: WandbProject, store: Store, draft: Path
         "data_version": record.data_version,
         "alias": record.alias,
         "project": project.model_dump(),
-        "files": {
-            name: os.path.relpath(store.path(*place), draft) for name, place in record.files.items()
-        },
+        "files": sorted([*record.files, LINEAGE]),
     }
     lineage = told.pop("lineage")
     (draft / LINEAGE).write_text(json.dumps(lineage, indent=1, sort_keys=True), "utf-8")
     (draft / RECORD).write_text(json.dumps(told, indent=1, sort_keys=True), "utf-8")
-    return _child("log", draft, {}, _LOG_SECONDS)
+    _lay(record, store, draft, draft, os.symlink)
+    logged = _child("log", draft, {}, _LOG_SECONDS)
+    shutil.rmtree(draft / FILES)
+    return logged
 
 
-def sync(draft: Path, size: int) -> str:
+def sync(record: Record, store: Store, draft: Path) -> str:
     """Send what :func:`log_offline` logged, and its lineage; returns the run's URL.
 
-    Args:
-        size: Bytes of its files.
+    The client removes each file of an offline artifact once it has sent it, wherever that is: it
+    gets copies of all.
 
     Raises:
         Unpublished: the server cannot be reached, refused, or took too long.
     """
     key = {KEYS["wandb"]: os.environ[KEYS["wandb"]], "WANDB_BASE_URL": host()}
     try:
-        return _child("sync", draft, key, _SYNC_SECONDS + size // 10**6)["url"]
-    except RuntimeError as error:
+        _reach(host())
+        with tempfile.TemporaryDirectory(dir=draft) as name:
+            copy = Path(name)
+            shutil.copyfile(draft / RECORD, copy / RECORD)
+            shutil.copytree(draft / RUN, copy / RUN)
+            _lay(record, store, draft, copy, shutil.copyfile)
+            size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+            return _child("sync", copy, key, _SYNC_SECONDS + size // 10**6)["url"]
+    except (ConnectionError, TimeoutError, socket.gaierror, RuntimeError) as error:
         raise Unpublished(f"{host()}: {error}") from error
+
+
+def _lay(
+    record: Record, store: Store, draft: Path, folder: Path, put: Callable[[Path, Path], object]
+) -> None:
+    """Put the artifact's files below ``folder``, where the offline run says that they are."""
+    places = {name: store.path(*place) for name, place in record.files.items()}
+    for name, path in (places | {LINEAGE: draft / LINEAGE}).items():
+        target = folder / FILES / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        put(path, target)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nothing listens: the client itself would try again for a long time."""
+    where = urlsplit(address)
+    port = where.port or {"http": 80}.get(where.scheme, 443)
+    with socket.create_connection((where.hostname or "", port), timeout=_REACH_SECONDS):
+        pass
 
 
 def _child(task: str, draft: Path, variables: Mapping[str, str], seconds: float) -> dict[str, Any]:
