@@ -12,6 +12,7 @@ from pydantic import (
     HttpUrl,
     StringConstraints,
 )
+from pydantic_core import PydanticCustomError
 
 #: What a path, a partition key and a contrast name can all bear: ``.`` joins the parts of a cell's
 #: key, ``-`` the two arms of a contrast.
@@ -31,8 +32,10 @@ class _Section(BaseModel):
 
 
 def _http_url(text: str) -> str:
-    """``text`` itself, if it is an absolute http or https URL."""
-    HttpUrl(text)
+    """``text`` itself, if it is an absolute http or https URL without a password."""
+    url = HttpUrl(text)
+    if url.username or url.password:  # it would be in the warehouse, and on the hub
+        raise PydanticCustomError("password_in_url", "has a user name or password in it")
     return text
 
 

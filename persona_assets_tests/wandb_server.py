@@ -114,7 +114,9 @@ class Wandb:
     def _CommitArtifact(self, given):
         key = given["artifactID"]
         self.artifacts[key]["state"] = "COMMITTED"
-        return {"commitArtifact": {"artifact": {"id": key, "digest": self.artifacts[key]["digest"]}}}
+        return {
+            "commitArtifact": {"artifact": {"id": key, "digest": self.artifacts[key]["digest"]}}
+        }
 
     def _CreateRunFiles(self, given):
         files = [{"name": n, "uploadUrl": self._slot("run", n)} for n in given["files"]]
@@ -188,7 +190,17 @@ def wandb_server() -> Iterator[Wandb]:
             kind, _, key = self.headers.get("Authorization", "").partition(" ")
             if kind == "Basic":
                 wandb.keys.add(base64.b64decode(key).decode().partition(":")[2])
-            print('REQ', self.path, body[:9000].decode('utf8','replace').replace(chr(92)+'n',chr(10)).replace(chr(92)+'t',' ') if b'artifact' in body and b'file_stream' not in body else '', flush=True)
+            print(
+                "REQ",
+                self.path,
+                body[:9000]
+                .decode("utf8", "replace")
+                .replace(chr(92) + "n", chr(10))
+                .replace(chr(92) + "t", " ")
+                if b"artifact" in body and b"file_stream" not in body
+                else "",
+                flush=True,
+            )
             if self.path == "/graphql":
                 asked = json.loads(body)
                 (operation,) = re.findall(r"^\s*(?:query|mutation)\s+(\w+)", asked["query"], re.M)
@@ -207,7 +219,7 @@ def wandb_server() -> Iterator[Wandb]:
                 wandb.artifacts[artifact]["files"][unquote(path)] = content
             self.respond({})
 
-        do_GET=do_POST
+        do_GET = do_POST
 
         def body(self) -> bytes:
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
