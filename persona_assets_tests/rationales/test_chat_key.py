@@ -98,7 +98,7 @@ def test_a_study_holds_no_password(chat_study):
     """Its definition goes into the warehouse, and to the hub."""
     with pytest.raises(StudyError) as error:
         chat_study("", "https://me:canary@elsewhere.example/v1")
-    assert "rationales.chat_api.base_url has a user name or password in it" in str(error.value)
+    assert "rationales.chat_api.base_url: has a user name or password in it" in str(error.value)
     assert "canary" not in str(error.value)
 
 
