@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def log() -> dict[str, Any]:
     run.finish()
     wandb.teardown()
     os.mkdir(RUN)
-    os.rename(logged / f"run-{run.id}.wandb", Path(RUN, f"run-{run.id}.wandb"))
+    shutil.move(logged / f"run-{run.id}.wandb", RUN)
     entries = {name: entry.digest for name, entry in artifact.manifest.entries.items()}
     Path(RECORD).write_text(json.dumps(record | {"digest": artifact.digest}, indent=1), "utf-8")
     return {"digest": artifact.digest, "entries": entries}
