@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from typing import Any, cast
 
 import dagster as dg
 
 from persona_assets import environment
 from persona_assets.assets.base import Made, Task
+from persona_assets.hub_client import RepoType
 from persona_assets.publishing import hub_content, wandb_client
 from persona_assets.publishing.hub_card import carry_over
 from persona_assets.publishing.hub_upload import require_token, upload
@@ -31,7 +33,7 @@ def wandb_bundle(task: Task) -> Made:
 def hub_upload(task: Task) -> Made:
     """One of the study's repositories on the hub: what has landed, in one commit or none."""
     study = task.study
-    (kind,) = (kind for kind in hub_content.KINDS if kind == task.key)
+    kind = cast(RepoType, task.key)
     repository = hub_content.repository(study, kind)
     require_token(repository)  # before gigabytes are hashed
     files = hub_content.content(study, task.store, kind)
@@ -48,7 +50,7 @@ def hub_upload(task: Task) -> Made:
         "files": len(files),
     }
     write_atomically(task.draft / "commit.json", json.dumps(record, indent=1) + "\n")
-    metadata: dict = {"url": dg.MetadataValue.url(repository.page(done.commit))}
+    metadata: dict[str, Any] = {"url": dg.MetadataValue.url(repository.page(done.commit))}
     if kind == "model":
         sections = carry_over(study, hub_content.made_here(study), done.commit)
         metadata["import"] = dg.MetadataValue.md(sections)
