@@ -111,6 +111,9 @@ def test_without_a_token_it_says_so_and_asks_nothing(bench, monkeypatch):
 
 def test_what_landed_is_on_the_hub_in_one_commit_a_repository(published):
     store = published.project.store
+    definitions = study_definitions(published.project.study).resolve_asset_graph()
+    tags = definitions.get(dg.AssetKey(["tiny", "hub_upload"])).tags
+    assert tags["partitioned_by"] == "repository"
     states = published.project.states()
     assert states[DATASET] == states[MODEL] == "fresh"
     model = published.hub.repository("owner/tiny", "model")

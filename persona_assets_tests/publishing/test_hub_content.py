@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import yaml
 
+from persona_assets import publisher
+from persona_assets.audit import audit
 from persona_assets.graph import Graph
 from persona_assets.publishing.hub_card import card
-from persona_assets.publishing.hub_content import content, held, made_here, repository
+from persona_assets.publishing.hub_content import KINDS, content, held, made_here, repository
 from persona_assets.store import Ref, Store, StoreError
-from persona_assets.study import Study, parse_study
+from persona_assets.study import parse_study
 from persona_assets_tests.conftest import PROJECT
-from persona_assets_tests.landed import land_everything
+from persona_assets_tests.landed import land, land_everything, stale
 
 STUDIES = PROJECT / "data" / "studies"
 HUB = "hub: {dataset: owner/rows, model: owner/adapters%s}"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def published(name: str, more: str = "") -> Study:
+def published(name: str, more: str = "") -> str:
     """A study of the project with repositories to be uploaded to."""
     text = (STUDIES / f"{name}.yaml").read_text("utf-8")
     text = re.sub(r"^publish: .*\n", "", text, flags=re.MULTILINE)
-    return parse_study(f"{text}\npublish: {{{HUB % more}}}\n")
+    return f"{text}\npublish: {{{HUB % more}}}\n"
 
 
-MINI, REAL = published("mini"), published("length_matched", ", license: cc-by-sa-4.0")
+MINI_TEXT = published("mini")
+MINI = parse_study(MINI_TEXT)
+REAL = parse_study(published("length_matched", ", license: cc-by-sa-4.0"))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +105,31 @@ def test_checkpoints_of_another_experiment_are_not_uploaded():
     assert {ref.key for ref in held(REAL, "dataset")} >= {cell.key for cell in REAL.cells}
 
 
+def test_an_upload_is_made_from_what_it_holds(landed):
+    graph = Graph(MINI)
+    cells = [cell.key for cell in MINI.cells]
+    assert graph.key_mapping("hub_upload", "checkpoint") == {key: {"model"} for key in cells}
+    rows = graph.key_mapping("hub_upload", "training_dataset")
+    assert rows == {key: {"dataset"} for key in cells}
+    for kind in KINDS:
+        assert graph.upstream(Ref("hub_upload", kind)) == held(MINI, kind)
+    private = parse_study(MINI_TEXT.replace("owner/rows", "owner/other"))
+    assert stale(Graph(private), landed) == {"hub_upload": set(KINDS)}
+
+
+def test_a_cell_that_failed_a_blocking_check_holds_its_repository_back(landed, tmp_path):
+    shutil.copytree(landed.root, tmp_path / MINI.name)
+    graph, store = Graph(MINI), Store(tmp_path, MINI.name)
+    assert [unit.key for unit in publisher.plan(graph, store, ["hub"]).units] == [*KINDS]
+    ref = Ref("training_dataset", "librarian.persona_cot.42")  # no checkpoint is made from it
+    texts = {"observed": "two", "threshold": "one", "remedy": "Look."}
+    land(graph, store, ref, audits=[audit("rows_valid", False, **texts)])
+    todo = publisher.plan(graph, store, ["hub"])
+    assert [unit.key for unit in todo.units] == ["model"]
+    (why,) = todo.left_out
+    assert why.startswith(f"hub_upload[dataset] ({ref} failed its blocking checks: rows_valid")
+
+
 def test_the_card_says_what_it_is_and_what_not(landed):
     front, parts = sections(content(MINI, landed, "model"))
     assert front == {"tags": ["persona_assets", "mini"], "library_name": "peft"}
@@ -163,11 +193,8 @@ def test_the_cards_section_imports_every_cell(landed):
 
 
 def test_a_title_is_no_markup(landed):
-    text = (STUDIES / "mini.yaml").read_text("utf-8")
     title = "title: '<script>x</script> [a](b) --- {c}: |d'"
-    hostile = re.sub(r"^title: .*$", title, text, flags=re.MULTILINE)
-    hostile = re.sub(r"^publish: .*\n", "", hostile, flags=re.MULTILINE)
-    study = parse_study(f"{hostile}\npublish: {{{HUB % ''}}}\n")
+    study = parse_study(re.sub(r"^title: .*$", title, MINI_TEXT, flags=re.MULTILINE))
     front, _ = sections(content(study, landed, "dataset"))
     assert front["pretty_name"] == study.title
     assert "<script>" not in content(study, landed, "dataset")["README.md"].decode().split("# ")[1]
