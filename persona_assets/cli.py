@@ -152,7 +152,7 @@ def publish(study: str, to: str | None) -> None:
     """Take what has landed to the places that the study file names under `publish`.
 
     Trains and evaluates nothing. Without a key in the environment (WANDB_API_KEY, HF_TOKEN) nothing
-    is sent: it is logged here, and sent when this is called with one.
+    is sent: what is for W&B is logged here, and sent when this is called with one.
     """
     from persona_assets import publisher
     from persona_assets.run_lock import AlreadyRunning
@@ -162,6 +162,8 @@ def publish(study: str, to: str | None) -> None:
         done = publisher.publish(study, to, say=_say)
     except (ValueError, AlreadyRunning) as error:
         raise click.ClickException(str(error)) from error
+    for ref, where in done.commits.items():
+        _say(f"{ref}: {where}")
     for why in dict.fromkeys(done.pending.values()):
         refs = [ref for ref, reason in done.pending.items() if reason == why]
         more = f" and {len(refs) - 3} more" if len(refs) > 3 else ""

@@ -55,6 +55,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     ),
     "wandb_run": (*_WANDB, "stats.losses"),
     "wandb_bundle": _WANDB,
+    "hub_upload": ("publishing.hub_content", "publishing.hub_card", "reporting.markdown"),
 }
 
 

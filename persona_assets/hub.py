@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeVar
 
 from persona_assets.hashing import sha256_file
+from persona_assets.hub_client import HubError, HubUnavailable, RepoType, client_errors, token
 from persona_assets.naming import nearest
-from persona_assets.unavailable import Unavailable
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile, RepoFolder
 
-RepoType = Literal["model", "dataset"]
 _T = TypeVar("_T")
 
 #: Disk that a download leaves free, in bytes: for what else is being written meanwhile.
@@ -34,14 +30,6 @@ _AT_ONCE = 4
 _LARGEST = 1 << 43
 #: Seconds to wait before a file is asked for again; what has arrived of the others is kept.
 _PAUSES = (2.0, 8.0)
-
-
-class HubError(RuntimeError):
-    """The hub, or what was asked of it, is not there; names repository, revision and remedy."""
-
-
-class HubUnavailable(HubError, Unavailable):
-    """The hub does not answer, or is overloaded: the same request may succeed later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +103,10 @@ class Commit:
                 f"{self} cannot be looked into: HF_HUB_OFFLINE forbids it. Unset HF_HUB_OFFLINE "
                 "until the checkpoints have landed; they need no network afterwards."
             )
-        with _client_errors(str(self)):
+        with client_errors(str(self)):
             try:
                 listed = HfApi().list_repo_tree(
-                    self.repo, folder or None, revision=self.revision, token=_token()
+                    self.repo, folder or None, revision=self.revision, token=token()
                 )
                 return list(listed)
             except RemoteEntryNotFoundError:
@@ -139,14 +127,14 @@ class Commit:
             return b""
         url = hf_hub_url(self.repo, file.path, revision=self.revision)
         headers = build_hf_headers(
-            token=_token(),
+            token=token(),
             headers={"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"},
         )
 
         def ask() -> bytes:
             content = bytearray()
             with (
-                _client_errors(f"{file.path} of {self}"),
+                client_errors(f"{file.path} of {self}"),
                 http_stream_backoff(
                     "GET",
                     url,
@@ -193,13 +181,13 @@ class Commit:
         from huggingface_hub import hf_hub_download
 
         def ask() -> Path:
-            with _client_errors(f"{file.path} of {self}"):
+            with client_errors(f"{file.path} of {self}"):
                 return Path(
                     hf_hub_download(
                         self.repo,
                         file.path,
                         revision=self.revision,
-                        token=_token(),
+                        token=token(),
                         local_dir=scratch,
                         cache_dir=scratch / "cache",  # empty: the file comes from the hub
                     )
@@ -269,11 +257,9 @@ def fetch(
 
     where = f"{repo} at {revision}" if repo_type == "model" else f"{repo_type} {repo} at {revision}"
     wanted = {"allow_patterns": list(patterns)}
-    with _client_errors(where, repo_type):
+    with client_errors(where, repo_type):
         snapshot = Path(
-            snapshot_download(
-                repo, repo_type=repo_type, revision=revision, token=_token(), **wanted
-            )
+            snapshot_download(repo, repo_type=repo_type, revision=revision, token=token(), **wanted)
         )
     # The cached snapshot also holds what earlier calls fetched: only what matches is ours.
     cached = [str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file()]
@@ -301,93 +287,6 @@ def _patiently(ask: Callable[[], _T]) -> _T:
         except HubUnavailable:
             time.sleep(pause)
     return ask()
-
-
-@contextmanager
-def _client_errors(where: str, repo_type: RepoType = "model") -> Iterator[None]:
-    """Say what the client's errors come down to.
-
-    Raises:
-        HubError, HubUnavailable: in place of the client's.
-    """
-    from httpx2 import HTTPError  # the client's own; its errors are these, or built-in ones
-
-    try:
-        yield
-    except HubError:
-        raise
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        what, remedy, may_pass = _diagnosis(error, repo_type)
-        kind = HubUnavailable if may_pass else HubError
-        # The client's chain of three tracebacks says less than the sentence does.
-        raise kind(f"{where} cannot be fetched: {what}. {remedy}") from None
-
-
-def _diagnosis(error: Exception, repo_type: RepoType) -> tuple[str, str, bool]:
-    """What the client's error comes down to, the remedy, and whether it may pass by itself."""
-    from httpx2 import LocalProtocolError, TransportError, UnsupportedProtocol
-    from huggingface_hub import constants, errors
-
-    # The client looks into its cache before it gives up, and then reports the cache's lack.
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
-        error = error.__cause__
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
-    match error:
-        case errors.RevisionNotFoundError():
-            return (
-                "the repository has no such commit",
-                "Pin the full hash of one of its commits.",
-                False,
-            )
-        case errors.RepositoryNotFoundError() if not isinstance(error, errors.GatedRepoError):
-            return (
-                f"the hub shows no such {repo_type} repository (HTTP {status})",
-                "Check its name; if it is private, set HF_TOKEN to a token that may read it.",
-                False,
-            )
-        case errors.HfHubHTTPError() if status in (401, 403):
-            return (
-                f"the hub refuses access (HTTP {status})",
-                "Accept the repository's terms on the hub, and set HF_TOKEN to a token that may "
-                "read it.",
-                False,
-            )
-        case errors.HfHubHTTPError():
-            may_pass = status in (408, 425, 429) or status >= 500
-            return f"the hub answered HTTP {status}", "Try again later.", may_pass
-        case errors.OfflineModeIsEnabled():
-            return (
-                "the cache lacks files of it and HF_HUB_OFFLINE forbids to download them",
-                "Unset HF_HUB_OFFLINE, or point HF_HOME to a cache that has them.",
-                False,
-            )
-        case TransportError():
-            host = urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]
-            return (
-                f"{host} cannot be reached ({_text(error)})",
-                "Check the network, the proxy's settings and HF_ENDPOINT.",
-                not isinstance(error, LocalProtocolError | UnsupportedProtocol),
-            )
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return f"the disk is full ({_text(error)})", "Free some space.", False
-        case OSError() if str(error).startswith("Consistency check failed"):
-            return "it arrived with another size than the hub lists", "Try again later.", True
-        case RuntimeError():  # the hub's storage of chunks has a client of its own, with these
-            return _text(error), "Try again later.", True
-    return _text(error), "Check the repository's name, HF_ENDPOINT, and the folder HF_HOME.", False
-
-
-def _token() -> str | bool:
-    """The token to send; False for none, lest the client look for one elsewhere."""
-    token = os.environ.get("HF_TOKEN", "").strip()
-    # What cannot stand in a header would be quoted by the client's error.
-    if not re.fullmatch(r"[!-~]*", token):
-        raise HubError("HF_TOKEN holds a character that no token has. Set it to the token alone.")
-    return token or False
-
-
-def _text(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -10,16 +10,21 @@ from collections.abc import Mapping, Sequence
 
 from persona_assets.asset_row import Asset, Job
 from persona_assets.code_sources import code_sources
+from persona_assets.publishing.hub_content import KINDS, held
 from persona_assets.store import Ref
 from persona_assets.study import Study
 
 PUBLISH_JOBS: Mapping[str, Job] = {
     "wandb_runs": Job(("wandb_run",), "One cell's Weights & Biases run."),
     "wandb_bundles": Job(("wandb_bundle",), "A bundle of the study as Weights & Biases artifact."),
+    "hub_uploads": Job(("hub_upload",), "A repository of the study on the Hugging Face hub."),
 }
 
 #: The jobs that publish to a place (a field of the study file's ``publish``), in their order.
-PLACES: Mapping[str, tuple[str, ...]] = {"wandb": ("wandb_runs", "wandb_bundles")}
+PLACES: Mapping[str, tuple[str, ...]] = {
+    "wandb": ("wandb_runs", "wandb_bundles"),
+    "hub": ("hub_uploads",),
+}
 
 _CELL = ("training_dataset", "checkpoint", "cell_outcomes", "cell_diagnostics")
 _AGGREGATES = (
@@ -30,7 +35,10 @@ _AGGREGATES = (
 
 def publish_table(study: Study, made: Sequence[Asset]) -> list[Asset]:
     """The publish assets of a study; ``made`` are its other assets."""
-    return _wandb(study, {asset.name: asset for asset in made}) if study.publish.wandb else []
+    return [
+        *(_wandb(study, {asset.name: asset for asset in made}) if study.publish.wandb else []),
+        *([_hub(study)] if study.publish.hub else []),
+    ]
 
 
 def _wandb(study: Study, made: Mapping[str, Asset]) -> list[Asset]:
@@ -80,3 +88,19 @@ def _wandb(study: Study, made: Mapping[str, Asset]) -> list[Asset]:
             lambda key: code_sources("wandb_bundle"),
         ),
     ]
+
+
+def _hub(study: Study) -> Asset:
+    hub = study.publish.hub.model_dump(mode="json")
+    return Asset(
+        "hub_upload",
+        "publish",
+        frozenset({"huggingface"}),
+        "The commit of a repository on the Hugging Face hub that holds what has landed: training "
+        "rows, questions, warehouse and report in the dataset repository, the study's own adapters "
+        "in the model repository. Other studies pin it to import from.",
+        KINDS,
+        lambda key: held(study, key),
+        lambda key: {"hub": hub, "study": study.content},
+        lambda key: code_sources("hub_upload"),
+    )

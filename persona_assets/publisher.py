@@ -14,7 +14,7 @@ from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.object_store import open_store
 from persona_assets.publish_table import PLACES, PUBLISH_JOBS
-from persona_assets.publishing.markers import KEYS, Markers
+from persona_assets.publishing.markers import KEYS, MARKED, Markers
 from persona_assets.runner import Outcome, Plan, Unit, execute
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
@@ -31,11 +31,13 @@ class Published:
         outcomes: Of each Dagster run.
         pending: The partitions that are logged here and not yet at their place, and why.
         late: Those of them whose place there is a key for.
+        commits: The partitions that are on the hub, and where there.
     """
 
     outcomes: dict[Unit, Outcome]
     pending: dict[Ref, str]
     late: tuple[Ref, ...]
+    commits: dict[Ref, str]
 
 
 def places(study: Study, to: str | None = None) -> list[str]:
@@ -72,14 +74,17 @@ def publish(
     freshness = Freshness(graph, open_store(study.name)).read_ahead()
     waiting = {
         ref: (place, why)
-        for place in asked
+        for place in MARKED.intersection(asked)
         for ref in _refs(graph, place)
         if freshness.state(ref) == "fresh" and (why := _pending(freshness, ref))
     }
+    uploads = [ref for place in asked if place == "hub" for ref in _refs(graph, place)]
+    landed = {ref: store.landed(ref).summary for ref in uploads if freshness.state(ref) == "fresh"}
     return Published(
         outcomes,
         {ref: why for ref, (_, why) in waiting.items()},
         tuple(ref for ref, (place, _) in waiting.items() if os.environ.get(KEYS[place])),
+        {ref: "{repo_type} {repo} at {commit}".format(**at) for ref, at in landed.items()},
     )
 
 
@@ -99,7 +104,9 @@ def plan(graph: Graph, store: Store, asked: Sequence[str]) -> Plan:
                     todo.left_out.append(f"{ref} ({freshness.why(lacks[0])}{more})")
                     continue
                 fresh = freshness.state(ref) == "fresh"
-                again = bool(key and fresh and _pending(freshness, ref))
+                # What is on the hub is compared with what landed each time, which costs little.
+                late = place not in MARKED or _pending(freshness, ref)
+                again = bool(key and fresh and late)
                 unit = makers[ref] = Unit(job, ref.key, (ref,), again)
                 todo.units.append(unit)
                 todo.waits_for[unit] = {makers[u] for u in upstream if u in makers}

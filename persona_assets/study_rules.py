@@ -42,6 +42,7 @@ _REMEDIES = {
     "extra_forbidden": "Remove it, or mend its spelling.",
     "union_tag_invalid": "Use one of the listed kinds.",
     "union_tag_not_found": "Add `kind`.",
+    "password_in_url": "Study files are shared: put the key into the variable of `api_key_env`.",
 }
 
 
@@ -49,6 +50,8 @@ def schema_problem(error: Mapping[str, Any]) -> Problem:
     path = ".".join(str(part) for part in error["loc"] if part != "[key]") or "file"
     what = f"{error['msg']} (found {_shown(error['input'])})"
     remedy = _REMEDIES.get(error["type"], "Give a value of that kind.")
+    if error["type"] == "password_in_url":
+        what = error["msg"]  # and not what it is
     if error["type"] == "string_pattern_mismatch":
         found = _shown(error["input"])
         if error["ctx"]["pattern"] == r"^[0-9a-f]{40}$":

@@ -12,6 +12,7 @@ from pydantic import (
     HttpUrl,
     StringConstraints,
 )
+from pydantic_core import PydanticCustomError
 
 #: What a path, a partition key and a contrast name can all bear: ``.`` joins the parts of a cell's
 #: key, ``-`` the two arms of a contrast.
@@ -31,8 +32,10 @@ class _Section(BaseModel):
 
 
 def _http_url(text: str) -> str:
-    """``text`` itself, if it is an absolute http or https URL."""
-    HttpUrl(text)
+    """``text`` itself, if it is an absolute http or https URL without a password."""
+    url = HttpUrl(text)
+    if url.username or url.password:  # it would be in the warehouse, and on the hub
+        raise PydanticCustomError("password_in_url", "has a user name or password in it")
     return text
 
 
@@ -293,11 +296,13 @@ class HubRepositories(_Section):
     """The hub repositories that a study is uploaded to.
 
     ``dataset`` gets training datasets and warehouse, ``model`` the adapters, a folder a cell.
+    ``license`` is the one that their cards grant, by the hub's name for it (``cc-by-sa-4.0``).
     """
 
     dataset: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$")]
     model: Annotated[str, StringConstraints(pattern=r"^[\w.-]{1,96}/[\w.-]{1,96}$")]
     private: bool = True
+    license: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$")] | None = None
 
 
 class PublishSettings(_Section):

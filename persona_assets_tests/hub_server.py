@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -45,10 +46,170 @@ class Request(NamedTuple):
     sent: int
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
+    """A response: HTTP status, body, headers."""
+
     status: int
     content: bytes
     headers: dict[str, str]
+
+
+@dataclass
+class Repository:
+    """A repository: the files of each of its commits, oldest first; main is the last of them."""
+
+    name: str
+    kind: str
+    commits: dict[str, dict[str, bytes]]
+    private: bool = False
+
+    @property
+    def head(self) -> str:
+        return next(reversed(self.commits))
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """Those of the last commit, by path."""
+        return self.commits[self.head]
+
+    @property
+    def page(self) -> str:
+        return f"/{self.name}" if self.kind == "model" else f"/{self.kind}s/{self.name}"
+
+    @property
+    def api(self) -> str:
+        return f"/api/{self.kind}s/{self.name}"
+
+
+@dataclass
+class Hub:
+    """What a server serves, and what it does to requests: see :func:`hub_server`."""
+
+    repositories: list[Repository]
+    refuse: Refusal | None = None
+    requests: list[Request] = field(default_factory=list)
+    faults: Mapping[str, Iterator[Fault | Refusal | None]] = field(default_factory=dict)
+    listing: Sequence[Mapping[str, object]] = ()
+    ranges: bool = True
+    endpoint: str = ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers for the hub ``server.hub``."""
+
+    @property
+    def hub(self) -> Hub:
+        return self.server.hub
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        url = urlsplit(self.path)
+        path, fault = unquote(url.path), None
+        answer = self.look_up(path, parse_qs(url.query))
+        name = re.sub(r"^.*/resolve/[^/]*/", "", path.removeprefix(STORAGE))
+        if body and answer.status == 200:
+            fault = next(self.hub.faults.get(name, iter(())), None)
+        if isinstance(fault, Refusal):
+            answer = refused(fault)
+        if answer.status == 200:
+            answer = self.part(answer)
+        content = answer.content
+        if fault is Fault.CORRUPT:
+            content = bytes([content[0] ^ 1]) + content[1:]
+        if fault is Fault.CUT:
+            content = content[: len(content) // 2]
+        if fault is Fault.DROP or not body:
+            content = b""
+        self.send(answer._replace(content=content), len(answer.content), fault is Fault.DROP)
+
+    def send(self, answer: Answer, length: int, dropped: bool = False) -> None:
+        """Note the request, and send the answer, of ``length`` bytes if whole; or nothing."""
+        token, path = self.headers.get("Authorization"), unquote(urlsplit(self.path).path)
+        names = [repository.name for repository in self.hub.repositories]
+        if self.command in ("POST", "PUT") or any(name in path for name in (STORAGE, *names)):
+            self.hub.requests.append(Request(self.command, path, token, len(answer.content)))
+        if dropped:
+            return
+        self.send_response(answer.status)
+        for header, value in ({"Content-Length": str(length)} | answer.headers).items():
+            self.send_header(header, value)
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def look_up(self, path: str, query: Mapping[str, list[str]]) -> Answer:
+        if path.startswith(STORAGE):
+            return self.stored(path.removeprefix(STORAGE), query["sha256"][0])
+        repository = next(
+            (r for r in self.hub.repositories if path.startswith((f"{r.api}/", f"{r.page}/"))), None
+        )
+        if repository is None:
+            return refused(Refusal(404, "RepoNotFound"))
+        if self.hub.refuse is not None:
+            return refused(self.hub.refuse)
+        found = re.fullmatch(
+            rf"({repository.api}/(revision|tree)|{repository.page}/(resolve))/([^/]+)(/.*)?", path
+        )
+        commit = found and (repository.head if found[4] == "main" else found[4])
+        if commit not in repository.commits:
+            return refused(Refusal(404, "RevisionNotFound"))
+        files, rest = repository.commits[commit], (found[5] or "").removeprefix("/")
+        if found[2] == "revision":
+            siblings = [{"rfilename": name} for name in files]
+            told = {"id": repository.name, "sha": commit, "private": repository.private}
+            return as_json(told | {"siblings": siblings})
+        if found[2] == "tree":
+            return self.tree(files, rest, recursive=query.get("recursive") in (["true"], ["True"]))
+        if rest not in files:
+            return refused(Refusal(404, "EntryNotFound"))
+        sha256 = sha256_of(files[rest])
+        here = {"X-Repo-Commit": commit}
+        if not is_large(rest):
+            return Answer(200, files[rest], here | {"ETag": f'"{sha256}"'})
+        port = self.server.server_port
+        elsewhere = f"http://localhost:{port}{STORAGE}{quote(rest)}?sha256={sha256}"
+        large = {"X-Linked-ETag": f'"{sha256}"', "X-Linked-Size": str(len(files[rest]))}
+        return Answer(302, b"", here | large | {"Location": elsewhere})
+
+    def stored(self, name: str, sha256: str) -> Answer:
+        for repository in self.hub.repositories:
+            for files in repository.commits.values():
+                if name in files and sha256_of(files[name]) == sha256:
+                    return Answer(200, files[name], {"ETag": f'"{sha256}"'})
+        return refused(Refusal(404))
+
+    def tree(self, files: Mapping[str, bytes], folder: str, recursive: bool) -> Answer:
+        prefix = f"{folder}/" if folder else ""
+        entries = {}
+        for name in files:
+            if name.startswith(prefix):
+                top, *rest = name.removeprefix(prefix).split("/")
+                if rest:
+                    entries[prefix + top] = {"type": "directory", "oid": "0" * 40}
+                if recursive or not rest:
+                    entries[name] = _tree_entry(files[name], is_large(name))
+        if not entries:
+            return refused(Refusal(404, "EntryNotFound"))
+        return as_json(
+            [{"path": path} | entry for path, entry in entries.items()] + [*self.hub.listing]
+        )
+
+    def part(self, answer: Answer) -> Answer:
+        """What was asked for of a whole file."""
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not found or not self.hub.ranges:
+            return answer
+        size = len(answer.content)
+        first, last = int(found[1]), min(int(found[2] or size - 1), size - 1)
+        headers = answer.headers | {"Content-Range": f"bytes {first}-{last}/{size}"}
+        return Answer(206, answer.content[first : last + 1], headers)
+
+    def log_message(self, *arguments: object) -> None:
+        """Keep quiet."""
 
 
 def point_client_at(endpoint: str, patch: pytest.MonkeyPatch) -> None:
@@ -88,129 +249,57 @@ def hub_server(
         listing: Entries to list in every folder, besides what is there.
         ranges: Whether ranges are answered, or the whole file is sent.
     """
-    api = f"/api/{repo_type}s/{repo}"
-    page = f"/{repo}" if repo_type == "model" else f"/{repo_type}s/{repo}"
-    pending = {name: iter(each) for name, each in (faults or {}).items()}
+    hub = Hub(
+        [Repository(repo, repo_type, {revision: dict(files)})],
+        refuse,
+        requests if requests is not None else [],
+        {name: iter(each) for name, each in (faults or {}).items()},
+        listing,
+        ranges,
+    )
+    with serving(hub, Handler):
+        yield hub.endpoint
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
 
-        def do_GET(self) -> None:
-            self.answer(body=True)
-
-        def answer(self, body: bool) -> None:
-            url = urlsplit(self.path)
-            path, fault = unquote(url.path), None
-            answer = self.look_up(path, parse_qs(url.query))
-            name = path.removeprefix(STORAGE).removeprefix(f"{page}/resolve/{revision}/")
-            if body and answer.status == 200:
-                fault = next(pending.get(name, iter(())), None)
-            if isinstance(fault, Refusal):
-                answer = _refused(fault)
-            if answer.status == 200:
-                answer = self.part(answer)
-            content = answer.content
-            if fault is Fault.CORRUPT:
-                content = bytes([content[0] ^ 1]) + content[1:]
-            if fault is Fault.CUT:
-                content = content[: len(content) // 2]
-            if fault is Fault.DROP or not body:
-                content = b""
-            if requests is not None and (repo in path or path.startswith(STORAGE)):
-                token = self.headers.get("Authorization")
-                requests.append(Request(self.command, path, token, len(content)))
-            if fault is Fault.DROP:
-                return
-            self.send_response(answer.status)
-            headers = {"Content-Length": str(len(answer.content))} | answer.headers
-            for header, value in headers.items():
-                self.send_header(header, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def look_up(self, path: str, query: Mapping[str, list[str]]) -> _Answer:
-            stored = path.removeprefix(STORAGE)
-            if stored != path and stored in files:
-                return _Answer(200, files[stored], {"ETag": f'"{_sha256(files[stored])}"'})
-            if not path.startswith((f"{api}/", f"{page}/resolve/")):
-                return _refused(Refusal(404, "RepoNotFound"))
-            if refuse is not None:
-                return _refused(refuse)
-            if path == f"{api}/revision/{revision}":
-                siblings = [{"rfilename": name} for name in files]
-                return _json({"id": repo, "sha": revision, "siblings": siblings})
-            if f"{path}/".startswith(f"{api}/tree/{revision}/"):
-                folder = path.removeprefix(f"{api}/tree/{revision}").removeprefix("/")
-                return self.tree(folder, recursive=query.get("recursive") == ["true"])
-            name = path.removeprefix(f"{page}/resolve/{revision}/")
-            if name == path:
-                return _refused(Refusal(404, "RevisionNotFound"))
-            if name not in files:
-                return _refused(Refusal(404, "EntryNotFound"))
-            sha256 = f'"{_sha256(files[name])}"'
-            here = {"X-Repo-Commit": revision}
-            if not _is_large(name):
-                return _Answer(200, files[name], here | {"ETag": sha256})
-            elsewhere = f"http://localhost:{self.server.server_port}{STORAGE}{quote(name)}"
-            large = {"X-Linked-ETag": sha256, "X-Linked-Size": str(len(files[name]))}
-            return _Answer(302, b"", here | large | {"Location": elsewhere})
-
-        def tree(self, folder: str, recursive: bool) -> _Answer:
-            prefix = f"{folder}/" if folder else ""
-            entries = {}
-            for name in files:
-                if name.startswith(prefix):
-                    top, *rest = name.removeprefix(prefix).split("/")
-                    if rest:
-                        entries[prefix + top] = {"type": "directory", "oid": "0" * 40}
-                    if recursive or not rest:
-                        entries[name] = _tree_entry(files[name], _is_large(name))
-            if not entries:
-                return _refused(Refusal(404, "EntryNotFound"))
-            return _json([{"path": path} | entry for path, entry in entries.items()] + [*listing])
-
-        def part(self, answer: _Answer) -> _Answer:
-            """What was asked for of a whole file."""
-            found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if not found or not ranges:
-                return answer
-            size = len(answer.content)
-            first, last = int(found[1]), min(int(found[2] or size - 1), size - 1)
-            headers = answer.headers | {"Content-Range": f"bytes {first}-{last}/{size}"}
-            return _Answer(206, answer.content[first : last + 1], headers)
-
-        def log_message(self, *arguments: object) -> None:
-            """Keep quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+@contextmanager
+def serving(hub: Hub, handler: type[Handler]) -> Iterator[None]:
+    """Serve a hub on a free port of loopback; its ``endpoint`` says which."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.hub = hub
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield
     finally:
         server.shutdown()
         server.server_close()
 
 
-def _is_large(name: str) -> bool:
-    return name.endswith(".safetensors")
+def is_large(name: str) -> bool:
+    """Whether a file is in large-file storage."""
+    return name.endswith((".safetensors", ".parquet", ".duckdb"))
 
 
-def _sha256(content: bytes) -> str:
+def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _json(value: object) -> _Answer:
-    return _Answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+def git_hash(content: bytes) -> str:
+    """The name of a file's content in git."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _refused(refusal: Refusal) -> _Answer:
-    return _Answer(refusal.status, b"{}", {"X-Error-Code": refusal.code} if refusal.code else {})
+def as_json(value: object, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+
+def refused(refusal: Refusal) -> Answer:
+    return Answer(refusal.status, b"{}", {"X-Error-Code": refusal.code} if refusal.code else {})
 
 
 def _tree_entry(content: bytes, large: bool) -> dict[str, object]:
-    entry = {"type": "file", "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+    entry = {"type": "file", "size": len(content), "oid": git_hash(content)}
     if large:
-        entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
+        entry["lfs"] = {"oid": sha256_of(content), "size": len(content), "pointerSize": 134}
     return entry

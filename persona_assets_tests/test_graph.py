@@ -132,7 +132,7 @@ def test_every_module_that_an_asset_is_made_by_is_there():
     for asset in code_sources._MODULES:
         hashes = code_sources.code_sources(asset)
         assert len(hashes) >= 2, asset
-        assert asset in MINI.assets
+        assert asset in {*MINI.assets, "hub_upload"}  # for which mini.yaml names no repository
     assert {"report.html.j2", "report.md.j2", "report.css.j2"} <= set(
         code_sources.code_sources("report")
     )

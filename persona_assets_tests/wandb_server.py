@@ -33,15 +33,19 @@ class Wandb:
             path → content.
         uses: (run id, artifact id) of each artifact declared as an input.
         keys: The API keys that came with the requests.
-        operations: Every GraphQL operation, in order.
+        requests: Every request, in order: method, path, and the operation of a GraphQL one.
+        refuses: Whether it knows no key.
+        loses: Whether an artifact's files are lost on their way into it.
     """
 
     url: str = ""
+    refuses: bool = False
+    loses: bool = False
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
     uses: list[tuple[str, str]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
-    operations: list[str] = field(default_factory=list)
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
 
     def answer(self, operation: str, given: dict[str, Any]) -> dict[str, Any]:
         """The data for a GraphQL operation.
@@ -49,11 +53,19 @@ class Wandb:
         Raises:
             AttributeError: it is not known.
         """
-        self.operations.append(operation)
         return getattr(self, f"_{operation}")(given)
 
+    def stream(self, run: str, files: dict[str, Any]) -> None:
+        """Take lines of a run's files."""
+        lines = files.get("wandb-history.jsonl", {}).get("content", ())
+        self.runs[run]["rows"] += map(json.loads, lines)
+        for summary in files.get("wandb-summary.json", {}).get("content", ()):
+            self.runs[run]["summary"] = json.loads(summary)
+
     def _Viewer(self, given):
-        return {"viewer": _VIEWER}
+        return {"viewer": None if self.refuses else _VIEWER}
+
+    _GetDefaultEntity = _Viewer
 
     def _ServerFeaturesQuery(self, given):
         return {"serverInfo": {"features": []}}
@@ -66,9 +78,6 @@ class Wandb:
         bucket = {"id": name, "name": name, "displayName": run["displayName"], "project": project}
         bucket |= {"description": None, "config": "{}", "sweepName": None, "historyLineCount": 0}
         return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-
-    def _GetDefaultEntity(self, given):
-        return {"viewer": _VIEWER}
 
     def _CreateArtifact(self, given):
         asked = given["input"]
@@ -112,6 +121,8 @@ class Wandb:
 
     def _CommitArtifact(self, given):
         key = given["artifactID"]
+        if self.loses:
+            raise AttributeError("the artifact's files are lost")
         self.artifacts[key]["state"] = "COMMITTED"
         return {
             "commitArtifact": {"artifact": {"id": key, "digest": self.artifacts[key]["digest"]}}
@@ -133,8 +144,8 @@ class Wandb:
         return {"project": {"artifactCollectionMembership": membership}}
 
     def _UseArtifact(self, given):
-        self.uses.append((given["input"]["runName"], given["input"]["artifactID"]))
-        return {"useArtifact": {"artifact": {"id": given["input"]["artifactID"]}}}
+        self.uses.append((given["runName"], given["artifactID"]))
+        return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
 
 
 def _created(key: str, state: str) -> dict[str, Any]:
@@ -189,17 +200,7 @@ def wandb_server() -> Iterator[Wandb]:
             kind, _, key = self.headers.get("Authorization", "").partition(" ")
             if kind == "Basic":
                 wandb.keys.add(base64.b64decode(key).decode().partition(":")[2])
-            print(
-                "REQ",
-                self.path,
-                body[:9000]
-                .decode("utf8", "replace")
-                .replace(chr(92) + "n", chr(10))
-                .replace(chr(92) + "t", " ")
-                if b"artifact" in body and b"file_stream" not in body
-                else "",
-                flush=True,
-            )
+            operation = ""
             if self.path == "/graphql":
                 asked = json.loads(body)
                 (operation,) = re.findall(r"^\s*(?:query|mutation)\s+(\w+)", asked["query"], re.M)
@@ -208,17 +209,22 @@ def wandb_server() -> Iterator[Wandb]:
                 except AttributeError as error:
                     found = {"errors": [{"message": str(error)}]}
                 self.respond(found)
-            else:
+            elif found := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
+                wandb.stream(found[1], json.loads(body).get("files") or {})
                 self.respond({})
+            else:
+                self.respond({}, 404)
+            wandb.requests.append((self.command, self.path, operation))
+
+        do_GET = do_CONNECT = do_POST
 
         def do_PUT(self) -> None:
-            _, _, artifact, path = self.path.split("/", 3)
             content = self.body()
+            _, _, artifact, path = self.path.split("/", 3)
             if artifact != "run":
                 wandb.artifacts[artifact]["files"][unquote(path)] = content
             self.respond({})
-
-        do_GET = do_POST
+            wandb.requests.append((self.command, self.path, ""))
 
         def body(self) -> bytes:
             sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))

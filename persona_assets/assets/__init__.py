@@ -41,4 +41,5 @@ MAKERS: Mapping[str, Maker] = {
     "report": report.report,
     "wandb_run": publish.wandb_run,
     "wandb_bundle": publish.wandb_bundle,
+    "hub_upload": publish.hub_upload,
 }

@@ -23,6 +23,7 @@ from persona_assets.graph import Graph
 from persona_assets.launcher import was_launched
 from persona_assets.partitions import dependency, partitions_definition
 from persona_assets.pools import pool_of
+from persona_assets.publishing.hub_content import KINDS
 from persona_assets.release import release_read
 from persona_assets.store import Manifest, Provenance, Ref, Store
 from persona_assets.study import Cell, Study
@@ -191,6 +192,7 @@ def _tags(study: Study, asset: Asset) -> dict[str, str]:
         tuple(cell.key for cell in study.cells): "cell",
         study.conditions: "condition",
         tuple(contrast.key for contrast in study.contrast_list): "contrast",
+        KINDS: "repository",
     }
     return {"study": study.name, "partitioned_by": grids.get(asset.keys, "arm")}
 

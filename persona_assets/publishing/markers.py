@@ -17,6 +17,9 @@ from persona_assets.store import Ref, write_atomically
 
 #: Place → the environment variable that holds its key. Without one, nothing is sent anywhere.
 KEYS = {"wandb": "WANDB_API_KEY", "hub": "HF_TOKEN"}
+#: The places for which a partition is logged here first, and sent when that can be: only those have
+#: markers. What is on the hub lands when it is there.
+MARKED = frozenset({"wandb"})
 
 
 class Unpublished(RuntimeError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def log() -> dict[str, Any]:
     run.finish()
     wandb.teardown()
     os.mkdir(RUN)
-    os.rename(logged / f"run-{run.id}.wandb", Path(RUN, f"run-{run.id}.wandb"))
+    shutil.move(logged / f"run-{run.id}.wandb", RUN)
     entries = {name: entry.digest for name, entry in artifact.manifest.entries.items()}
     Path(RECORD).write_text(json.dumps(record | {"digest": artifact.digest}, indent=1), "utf-8")
     return {"digest": artifact.digest, "entries": entries}
@@ -67,22 +68,27 @@ def sync() -> dict[str, Any]:
         wandb = resources.wandb["sdk"]
         from wandb.cli.cli import cli
 
-        api = wandb.Api()
+        api, project = wandb.Api(), record["project"]["project"]
         entity = record["project"]["entity"] or api.default_entity
         cli.main(["sync", "--entity", entity, str(logged)], standalone_mode=False)
-        done = logged.with_suffix(".wandb.synced")
-        if not done.exists():
+        if not logged.with_suffix(".wandb.synced").exists():
             return {"error": "the run was not synced"}
-        done.unlink()
-        place = f"{entity}/{record['project']['project']}"
-        artifact = api.artifact(f"{place}/{record['artifact']}:{record['alias']}")
+        artifact = api.artifact(f"{entity}/{project}/{record['artifact']}:{record['alias']}")
         if artifact.digest != record["digest"]:  # a sync says nothing of what an artifact lacks
             return {"error": f"artifact {artifact.name} has digest {artifact.digest} there"}
-        run = api.run(f"{place}/{record['run_id']}")
         for name, version in record["consumes"].items():
             alias = version_alias(version["data_version"])
-            run.use_artifact(api.artifact(f"{place}/{name}:{alias}"))
-        return {"url": run.url}
+            consumed = api.artifact(f"{entity}/{project}/{name}:{alias}")
+            resources.wandb["api"].use_artifact(
+                consumed.id,
+                entity_name=entity,
+                project_name=project,
+                run_name=record["run_id"],
+                artifact_entity_name=consumed.entity,
+                artifact_project_name=consumed.project,
+            )
+    place = {"base_url": login["host"], "entity": entity, "project": project}
+    return {"url": wandb.Settings(**place, run_id=record["run_id"]).run_url}
 
 
 def _hermetic(**settings: Any):

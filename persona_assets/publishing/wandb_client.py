@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from persona_assets.hashing import as_json
 from persona_assets.publishing.markers import KEYS, Unpublished
@@ -108,6 +109,8 @@ def _lay(
 def _reach(address: str) -> None:
     """Raise OSError where nothing listens: the client itself would try again for a long time."""
     where = urlsplit(address)
+    if where.scheme in getproxies():
+        return  # that is the proxy's to say
     port = where.port or {"http": 80}.get(where.scheme, 443)
     with socket.create_connection((where.hostname or "", port), timeout=_REACH_SECONDS):
         pass

@@ -78,12 +78,12 @@ def test_the_key_is_nowhere_but_in_the_header(
 
 
 @pytest.fixture
-def chat_study(study_texts) -> Callable[[str], Study]:
+def chat_study(study_texts) -> Callable[..., Study]:
     """A study whose rationales come from an endpoint, with the key's variable as the file says."""
 
-    def read(variable: str) -> Study:
+    def read(variable: str, url: str = "https://elsewhere.example/v1") -> Study:
         chat = (
-            "rationales: {writer: chat_api, base_url: 'https://elsewhere.example/v1', model: m, "
+            f"rationales: {{writer: chat_api, base_url: '{url}', model: m, "
             f"{variable} budget_usd: 1, usd_per_million_input_tokens: 1, "
             "usd_per_million_output_tokens: 1}"
         )
@@ -92,6 +92,14 @@ def chat_study(study_texts) -> Callable[[str], Study]:
         return parse_study(study_texts["length_matched"].replace(before, chat))
 
     return read
+
+
+def test_a_study_holds_no_password(chat_study):
+    """Its definition goes into the warehouse, and to the hub."""
+    with pytest.raises(StudyError) as error:
+        chat_study("", "https://me:canary@elsewhere.example/v1")
+    assert "rationales.chat_api.base_url: has a user name or password in it" in str(error.value)
+    assert "canary" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["CHAT_API_KEY", "LAB_CHAT_API_KEY", "OUR_LAB2_CHAT_API_KEY"])
