@@ -1,4 +1,4 @@
-"""A sample of both: a backfill of three cells as Ray jobs on two nodes, Postgres restarted in it."""
+"""A sample: a backfill of three cells as Ray jobs on two nodes, with Postgres restarted in it."""
 
 from __future__ import annotations
 
