@@ -25,7 +25,7 @@ import dagster as dg
 
 from persona_assets_tests.conftest import PROJECT
 from persona_assets_tests.integration.project import Project
-from persona_assets_tests.integration.webserver import Webserver, backfilled, start_backfill
+from persona_assets_tests.integration.webserver import Webserver, start_backfill
 from persona_assets_tests.scale import grid
 from persona_assets_tests.scale.cluster import Cluster
 from persona_assets_tests.scale.grid import CHAIN
@@ -83,7 +83,7 @@ def on_ray(project: Project, keys: Sequence[str], workers: int, postgres: Postgr
             cluster.wait_for(1)
             began = time.perf_counter()
             backfill = start_backfill(server, CHAIN, keys)
-            grid.wait(lambda: backfilled(server, backfill)["status"] != "REQUESTED", 3600)
+            grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 3600)
             wall = time.perf_counter() - began
             load = os.getloadavg()[0]
         finally:

@@ -86,7 +86,12 @@ class Cluster:
     def __init__(self, environment: Mapping[str, str], cpus: int = 1, gpus: int = 0):
         # Short, for it holds sockets whose paths may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))
-        self.environment = {**environment, "RAY_USAGE_STATS_ENABLED": "0"}
+        programs = Path(sys.executable).parent  # a job's command is `dagster`
+        self.environment = {
+            **environment,
+            "PATH": f"{programs}{os.pathsep}{environment['PATH']}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
         self.nodes: list[Node] = []
         self.port, dashboard = free_port(), free_port()
         self.url = f"http://127.0.0.1:{dashboard}"

@@ -9,15 +9,17 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest.mock import patch
+from urllib.error import HTTPError
 
 import dagster as dg
 
 from persona_assets.asset_table import JOBS
 from persona_assets.store import Ref
 from persona_assets_tests.integration.project import Project
+from persona_assets_tests.integration.webserver import Webserver, backfilled
 from persona_assets_tests.reliability import whole
 
 CHAIN = JOBS["cell"].assets
@@ -52,6 +54,16 @@ def landed(project: Project, keys: Sequence[str]) -> int:
     """How many partitions of these cells have landed."""
     refs = [Ref(asset, key) for asset in CHAIN for key in keys]
     return sum(project.store.manifest(ref) is not None for ref in refs)
+
+
+def status(server: Webserver, backfill: str) -> str:
+    """The state of a backfill, asked for again where the webserver has only found that a connection
+    of its own was cut off: it keeps some open, and fails one request with each.
+    """
+    for _ in range(10):
+        with suppress(HTTPError):
+            return backfilled(server, backfill)["status"]
+    raise AssertionError("the webserver does not come to")
 
 
 def wait(what: Callable[[], bool], seconds: float) -> None:

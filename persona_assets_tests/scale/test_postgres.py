@@ -7,7 +7,7 @@ import time
 import pytest
 
 from persona_assets_tests.conftest import PROJECT
-from persona_assets_tests.integration.webserver import Webserver, backfilled, start_backfill
+from persona_assets_tests.integration.webserver import Webserver, start_backfill
 from persona_assets_tests.reliability import whole
 from persona_assets_tests.scale import grid
 from persona_assets_tests.scale.grid import CHAIN
@@ -29,12 +29,12 @@ def test_twenty_cells_and_a_restart_in_the_middle(project, postgres, tmp_path):
             instance.event_log_storage.set_concurrency_slots("cpu_models", WORKERS)
         backfill = start_backfill(server, CHAIN, keys)
         grid.wait(lambda: grid.landed(ours, keys) >= len(keys) * len(CHAIN) // 2, 900)
-        assert backfilled(server, backfill)["status"] == "REQUESTED", "over before the restart"
+        assert grid.status(server, backfill) == "REQUESTED", "over before the restart"
         postgres.stop()
         time.sleep(5)
         postgres.start()
-        grid.wait(lambda: backfilled(server, backfill)["status"] != "REQUESTED", 900)
-        assert backfilled(server, backfill)["status"] == "COMPLETED_SUCCESS"
+        grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 900)
+        assert grid.status(server, backfill) == "COMPLETED_SUCCESS"
         with grid.instance(ours, **postgres.variables) as instance:
             assert grid.problems(ours, instance, keys) == []
         assert grid.others(ours, project, keys) == []

@@ -9,7 +9,7 @@ import pytest
 
 from persona_assets_tests.conftest import PROJECT
 from persona_assets_tests.integration.project import Project
-from persona_assets_tests.integration.webserver import Webserver, backfilled, start_backfill
+from persona_assets_tests.integration.webserver import Webserver, start_backfill
 from persona_assets_tests.reliability import whole
 from persona_assets_tests.scale import grid
 from persona_assets_tests.scale.cluster import Cluster
@@ -39,7 +39,7 @@ def smaller(folder: Path) -> Path:
     for before, after in (
         ("max_concurrent_runs: 64", f"max_concurrent_runs: {WORKERS}"),
         ("limit: 62", f"limit: {WORKERS}"),
-        ("start_timeout_seconds: 900", "start_timeout_seconds: 180"),
+        ("start_timeout_seconds: 600", "start_timeout_seconds: 180"),
         ("poll_interval_seconds: 30", "poll_interval_seconds: 10"),
     ):
         assert text.count(before) == 1
@@ -77,8 +77,8 @@ def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_pat
             grid.wait(lambda: grid.landed(ours, keys) >= len(keys) * len(CHAIN) // 3, 3600)
             grid.wait(lambda: len(cluster.at_work()) == 2, 120)
             node.kill()
-            grid.wait(lambda: backfilled(server, backfill)["status"] != "REQUESTED", 3600)
-            assert backfilled(server, backfill)["status"] == "COMPLETED_SUCCESS"
+            grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 3600)
+            assert grid.status(server, backfill) == "COMPLETED_SUCCESS"
             with grid.instance(ours, **postgres.variables, **address) as found:
                 assert grid.problems(ours, found, keys) == []
                 assert lost_and_made_again(found, backfill) >= 1

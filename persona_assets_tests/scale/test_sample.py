@@ -41,7 +41,7 @@ def test_cells_over_two_nodes_with_the_database_restarted(project, postgres, tmp
             postgres.stop()
             time.sleep(2)
             postgres.start()
-            grid.wait(lambda: backfilled(server, backfill)["status"] != "REQUESTED", 300)
+            grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 300)
             state = backfilled(server, backfill)
             jobs = {job["submission_id"]: job for job in cluster.jobs()}
         finally:
