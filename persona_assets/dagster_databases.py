@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -41,7 +42,7 @@ def check_databases() -> None:
     """
     folder = _folder()
     require_writable(folder)
-    if _is_postgres():
+    if "postgres" in _settings().get("storage", {}):
         _check_postgres()
         return
     for path in (folder / name for name in DATABASES):
@@ -56,20 +57,33 @@ def check_databases() -> None:
                 raise _damaged(path, what)
 
 
-def _is_postgres() -> bool:
-    """Whether the ``dagster.yaml`` of DAGSTER_HOME names Postgres."""
-    settings = Path(os.environ.get("DAGSTER_HOME", ""), "dagster.yaml")
-    if not settings.is_file():
-        return False
-    return "postgres" in ((yaml.safe_load(settings.read_text("utf-8")) or {}).get("storage") or {})
+def _settings() -> Any:
+    """The ``dagster.yaml`` of DAGSTER_HOME; nothing where there is none.
+
+    Raises:
+        DatabaseUnusable: it takes from the environment what is not set there.
+    """
+    path = Path(os.environ.get("DAGSTER_HOME", ""), "dagster.yaml")
+    if not path.is_file():
+        return {}
+    settings = yaml.safe_load(path.read_text("utf-8")) or {}
+    if unset := [name for name in _variables(settings) if not os.environ.get(name)]:
+        raise DatabaseUnusable(
+            f"{path} reads what the environment does not say: set {', '.join(unset)}"
+        )
+    return settings
+
+
+def _variables(settings: Any) -> Iterator[str]:
+    """The environment variables that settings of Dagster's name, as ``env: NAME``."""
+    if isinstance(settings, dict):
+        if settings.keys() == {"env"}:
+            yield settings["env"]
+        for value in settings.values():
+            yield from _variables(value)
 
 
 def _check_postgres() -> None:
-    if unset := [name for name in environment.POSTGRES if not os.environ.get(name)]:
-        raise DatabaseUnusable(
-            "the dagster.yaml of DAGSTER_HOME names Postgres, and takes where that is from the "
-            f"environment: set {', '.join(unset)}"
-        )
     import psycopg2
 
     with (

@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Several workers share the processors (`make test`): torch's own threads would be in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Files of integration and reliability tests that take long, the longest first.
+#: Files of integration, reliability and scale tests that take long, the longest first.
 _LONG = (
     "test_spine.py",
     "test_tour.py",
@@ -28,6 +28,7 @@ _LONG = (
     "test_disk.py",
     "test_concurrency.py",
     "test_kills.py",
+    "test_sample.py",
 )
 
 
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def place(item: pytest.Item) -> int:
-        if not {"integration", "reliability"}.intersection(item.path.parts):
+        if not {"integration", "reliability", "scale"}.intersection(item.path.parts):
             return 1
         if item.path == first:
             return 0

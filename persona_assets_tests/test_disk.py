@@ -181,10 +181,14 @@ def test_a_postgres_that_does_not_answer_is_told_with_its_address(postgres):
     assert "canary" not in str(found.value)
 
 
-@pytest.mark.parametrize("unset", environment.POSTGRES)
-def test_where_postgres_is_must_be_said(postgres, monkeypatch, unset):
-    monkeypatch.delenv(unset)
-    with pytest.raises(DatabaseUnusable, match=f"set {unset}$"):
+@pytest.mark.parametrize("home", ["postgres", "ray"])
+def test_what_dagsters_settings_read_from_the_environment_must_be_said(postgres, monkeypatch, home):
+    monkeypatch.setenv("DAGSTER_HOME", str(PROJECT / "deploy" / home))
+    monkeypatch.setenv("PERSONA_ASSETS_RAY", "http://127.0.0.1:1")
+    needed = {"ray": ("PGPASSWORD", "PERSONA_ASSETS_RAY"), "postgres": ("PGHOST", "PGDATABASE")}
+    for name in needed[home]:
+        monkeypatch.delenv(name)
+    with pytest.raises(DatabaseUnusable, match=f"set {', '.join(needed[home])}$"):
         check_databases()
 
 

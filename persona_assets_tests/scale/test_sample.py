@@ -74,7 +74,7 @@ def test_what_postgres_refuses_is_told_before_any_work(project, postgres, tmp_pa
         assert PASSWORD not in done.stderr
         return done.stderr
 
-    assert "takes where that is from the environment: set PGHOST" in said(PGHOST="")
+    assert "reads what the environment does not say: set PGHOST" in said(PGHOST="")
     where = f"Dagster's Postgres database postgres at 127.0.0.1:{postgres.port} cannot be used"
     assert where in (wrong := said(PGPASSWORD="another"))
     assert "password authentication failed" in wrong
