@@ -144,6 +144,11 @@ class Cluster:
         """The nodes on which a job runs."""
         return {job["driver_node_id"] for job in self.jobs() if job["status"] == "RUNNING"}
 
+    def job(self, name: str) -> dict:
+        """What the head knows of a job."""
+        (found,) = [job for job in self.jobs() if job["submission_id"] == name]
+        return found
+
     def jobs(self) -> list[dict]:
         """What the head knows of its jobs."""
         with urllib.request.urlopen(f"{self.url}/api/jobs/", timeout=30) as reply:
