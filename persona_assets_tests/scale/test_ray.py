@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -14,6 +15,7 @@ from persona_assets_tests.reliability import whole
 from persona_assets_tests.scale import grid
 from persona_assets_tests.scale.cluster import Cluster
 from persona_assets_tests.scale.grid import CHAIN
+from persona_assets_tests.scale.postgres import Postgres
 
 WORKERS = 4
 
@@ -60,17 +62,23 @@ def lost_and_made_again(found: dg.DagsterInstance, backfill: str) -> int:
 
 @pytest.mark.heavy
 def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_path):
-    """Two runs a node; the second is killed when a third has landed, and never comes back."""
     ours = mini_grid(project, tmp_path / "data")
     keys = [cell.key for cell in ours.study.cells]
     assert len(keys) == 66
+    survives_a_lost_node(ours, project, keys, postgres, tmp_path)
+
+
+def survives_a_lost_node(
+    ours: Project, undisturbed: Project, keys: Sequence[str], postgres: Postgres, folder: Path
+) -> None:
+    """Two runs a node; the second is killed when a third has landed, and never comes back."""
     grid.unmake(ours, keys)
     home = {"DAGSTER_HOME": str(ours.data)}
     with Cluster(ours.environment | home | postgres.variables, cpus=WORKERS // 2) as cluster:
         node = cluster.add(cpus=WORKERS // 2)
         cluster.wait_for(2)
         address = {"PERSONA_ASSETS_RAY": cluster.url}
-        server = Webserver(ours, smaller(tmp_path / "home"), **postgres.variables, **address)
+        server = Webserver(ours, smaller(folder / "home"), **postgres.variables, **address)
         try:
             server.wait_until_up()
             backfill = start_backfill(server, CHAIN, keys)
@@ -82,7 +90,7 @@ def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_pat
             with grid.instance(ours, **postgres.variables, **address) as found:
                 assert grid.problems(ours, found, keys) == []
                 assert lost_and_made_again(found, backfill) >= 1
-            assert grid.others(ours, project, keys) == []
+            assert grid.others(ours, undisturbed, keys) == []
         finally:
             server.stop()
     assert whole.orphans(ours) is None

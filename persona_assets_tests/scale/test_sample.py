@@ -1,4 +1,4 @@
-"""A sample: a backfill of three cells as Ray jobs on two nodes, with Postgres restarted in it."""
+"""A sample: a backfill of two cells as Ray jobs on two nodes, with Postgres restarted in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_cells_over_two_nodes_with_the_database_restarted(project, postgres, tmp
     text = study.read_text("utf-8")
     assert "compute: {threads: 1}" in text
     study.write_text(text.replace("compute: {threads: 1}", f"compute: {{gpus: {GPUS}}}"), "utf-8")
-    keys = grid.trained(ours, 3)
+    keys = grid.trained(ours, 2)
     grid.unmake(ours, keys)
     home = {"DAGSTER_HOME": str(ours.data)}
     with Cluster(ours.environment | home | postgres.variables, cpus=1, gpus=1) as cluster:
