@@ -3,6 +3,7 @@
 # make test        lint and tests
 # make test-vllm   the tests of the vLLM engine, with its build for CPUs in a venv of its own
 # make reliability what an operator fears, done on purpose and counted
+# make scale       Postgres restarted and a Ray node lost in the middle of real backfills
 # Each works alone on a fresh machine; the first one installs.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ export DAGSTER_HOME := $(CURDIR)
 export PERSONA_ASSETS_DATA := $(abspath $(or $(PERSONA_ASSETS_DATA),data))
 export PERSONA_ASSETS_DAGSTER := $(abspath $(or $(PERSONA_ASSETS_DAGSTER),$(PERSONA_ASSETS_DATA)/dagster))
 
-.PHONY: install demo ui test test-vllm reliability lint clean
+.PHONY: install demo ui test test-vllm reliability scale lint clean
 .DEFAULT_GOAL := demo
 
 install: $(VENV)/.installed
@@ -51,6 +52,9 @@ $(VLLM_VENV)/.installed: $(VLLM_TESTS)/requirements.txt
 
 reliability: install
 	$(BIN)/python -m persona_assets_tests.reliability --results $(PERSONA_ASSETS_DATA)/reliability
+
+scale: install
+	$(BIN)/pytest -m heavy -rs persona_assets_tests/scale
 
 clean:
 	rm -rf $(PERSONA_ASSETS_DATA)/store $(PERSONA_ASSETS_DATA)/registry $(PERSONA_ASSETS_DAGSTER)

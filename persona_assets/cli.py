@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from persona_assets import environment
-from persona_assets.dagster_databases import DatabaseDamaged, check_databases
+from persona_assets.dagster_databases import DatabaseUnusable, check_databases
 from persona_assets.disk import DiskError
 from persona_assets.object_store import open_store
 from persona_assets.reporting.words import visible
@@ -38,7 +38,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
-        except (StoreError, DiskError, DatabaseDamaged, environment.FolderMissing) as error:
+        except (StoreError, DiskError, DatabaseUnusable, environment.FolderMissing) as error:
             raise click.ClickException(visible(str(error))) from error
         except click.ClickException as error:
             error.message = visible(error.message)

@@ -8,6 +8,7 @@ absolute here, before Dagster reads any.
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,6 +21,9 @@ _PROJECT = Path(__file__).resolve().parents[1]
 DATA = "PERSONA_ASSETS_DATA"
 #: Folder of Dagster's databases and compute logs; ``dagster.yaml`` refers to it.
 DAGSTER_STORAGE = "PERSONA_ASSETS_DAGSTER"
+#: Where Dagster's database is if that is Postgres, by the names that Postgres's own programs read;
+#: ``deploy/*/dagster.yaml`` refer to them.
+POSTGRES = ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE")
 #: A local folder with the ARC-Challenge JSONL files, read instead of the hub.
 ARC_DIR = "PERSONA_ASSETS_ARC_DIR"
 #: A local tokenizer folder, read instead of the base model's on the hub.
@@ -37,7 +41,7 @@ UI = "PERSONA_ASSETS_UI"
 #: Where the engine server of `persona-assets serve` is.
 ENGINE = "PERSONA_ASSETS_ENGINE"
 
-#: Run tag: the process of ``persona-assets run`` that makes it.
+#: Run tag: the process of ``persona-assets run`` that makes it, as :func:`process_name` has it.
 WORKER_TAG = "persona_assets/worker"
 #: Run tag: the process that makes it, where somebody has started that by hand.
 PROCESS_TAG = "persona_assets/process"
@@ -143,6 +147,14 @@ def partition_page(study: str, asset: str, key: str | None = None, base: str | N
 def engine_url() -> str:
     """The address of the engine server: what PERSONA_ASSETS_ENGINE says, else the default."""
     return os.environ.get(ENGINE) or "http://127.0.0.1:3001"
+
+
+def process_name(pid: int | None = None) -> str:
+    """What a process of this machine, this one by default, is called in a run's tags.
+
+    With the machine, since Dagster's database may be that of several.
+    """
+    return f"{os.getpid() if pid is None else pid}@{platform.node()}"
 
 
 def processors() -> int:

@@ -2,7 +2,8 @@
 
 A process leases a GPU before it loads a model and keeps it until it ends, however it ends: the
 lease is a lock on a file in the data folder. The GPUs are those of CUDA_VISIBLE_DEVICES where that
-is set, else all of the machine's. Nothing here needs torch.
+is set, else all of the machine's. A Ray job has what Ray has reserved for it, a share of a GPU
+maybe, and leases nothing. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from persona_assets import environment
 from persona_assets.unavailable import Unavailable
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: Ray sets this for the process of a job, and :data:`VISIBLE` to the GPUs that it has reserved.
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 #: The lease of this process: its GPU and the locked file. Held open until the process ends.
 _leased: tuple[str, IO[str]] | None = None
@@ -33,6 +36,8 @@ def visible() -> list[str]:
         names = [name.strip() for name in stated.split(",")]
         # As CUDA does: what follows the first name that means none is not seen.
         return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))
+    if RAY_JOB in os.environ:
+        return []
     return [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
@@ -60,6 +65,8 @@ def lease() -> str | None:
     global _leased
     if _leased is not None:
         return _leased[0]
+    if RAY_JOB in os.environ:
+        return next(iter(visible()), None)
     holders = []
     for name in visible():
         file = _lock_file(name).open("a+")

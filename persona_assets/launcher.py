@@ -18,7 +18,10 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
 
-from persona_assets.environment import PROCESS_TAG, WORKER_TAG
+from persona_assets.environment import PROCESS_TAG, WORKER_TAG, process_name
+
+#: The tag that the Ray launcher reads, and leaves on what it has launched.
+RAY_TAG = "dagster-ray/config"
 
 _PATIENCE_SECONDS = 10
 
@@ -34,15 +37,8 @@ class LocalRunLauncher(DefaultRunLauncher):
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Whether the process that makes ``run`` is still there."""
         if was_launched(run):
-            running, who = self._is_executing(run), "its process, or the code server's,"
-        elif pid := run.tags.get(WORKER_TAG):
-            running, who = _is_alive(int(pid)), f"worker {pid} of `persona-assets run`"
-        elif pid := run.tags.get(PROCESS_TAG):
-            running, who = _is_alive(int(pid)), f"process {pid}, started by hand,"
-        else:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, "started by hand, at no asset yet")
-        status = WorkerStatus.RUNNING if running else WorkerStatus.NOT_FOUND
-        return CheckRunHealthResult(status, f"{who} is {'' if running else 'no longer '}there")
+            return _health(self._is_executing(run), "its process, or the code server's,")
+        return health_of_unlaunched(run)
 
     def _is_executing(self, run: DagsterRun) -> bool:
         client = self._get_grpc_client_for_termination(run.run_id)
@@ -64,10 +60,28 @@ def was_launched(run: DagsterRun) -> bool:
 
     Whatever else its tags say: re-executed from the interface, it has those of its parent.
     """
-    return GRPC_INFO_TAG in run.tags
+    return GRPC_INFO_TAG in run.tags or RAY_TAG in run.tags
 
 
-def _is_alive(pid: int) -> bool:
+def health_of_unlaunched(run: DagsterRun) -> CheckRunHealthResult:
+    """Whether the process is still there that makes a run which no launcher has started."""
+    if name := run.tags.get(WORKER_TAG):
+        return _health(_is_alive(name), f"worker {name} of `persona-assets run`")
+    if name := run.tags.get(PROCESS_TAG):
+        return _health(_is_alive(name), f"process {name}, started by hand,")
+    return CheckRunHealthResult(WorkerStatus.RUNNING, "started by hand, at no asset yet")
+
+
+def _health(running: bool, who: str) -> CheckRunHealthResult:
+    status = WorkerStatus.RUNNING if running else WorkerStatus.NOT_FOUND
+    return CheckRunHealthResult(status, f"{who} is {'' if running else 'no longer '}there")
+
+
+def _is_alive(name: str) -> bool:
+    """Whether a process is there, by its :func:`process_name`; another machine's is taken to be."""
+    pid = int(name.partition("@")[0])
+    if name != process_name(pid):
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -8,6 +8,7 @@ spins on a whole processor, and a killed worker's share stays taken until a daem
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from persona_assets import environment, gpus
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 #: Name → what a run in the pool does. One run at a time in each, unless a limit of its own is set.
 POOLS = {
-    "gpu": "trains or evaluates a model that wants a GPU of its own (it leases one: gpus.py)",
+    "gpu": "trains or evaluates a model that wants a GPU: leased, or reserved by Ray (gpus.py)",
     "cpu_models": "trains or evaluates a model that fits a processor",
     "hub": "downloads from the Hugging Face hub",
     "warehouse": "builds a DuckDB database in memory",
     "publish": "uploads to a place outside",
 }
 
+_MODELS = ("cpu_models", "gpu")
 _TRAINING = frozenset({"prior_checkpoint", "checkpoint"})
 _EVALUATION = frozenset({"prior_accuracies", "baseline_outcomes", "cell_outcomes"})
 
@@ -53,16 +55,30 @@ def pool_of(asset: str, study: Study) -> str | None:
     return "warehouse" if asset in ("number_ledger", "warehouse") else None
 
 
+def reservation(assets: Collection[str], study: Study) -> dict[str, float]:
+    """What a run over ``assets`` reserves on a cluster, by dagster-ray's names."""
+    models = any(pool_of(asset, study) in _MODELS for asset in assets)
+    compute = study.compute
+    return {"num_cpus": compute.threads, "num_gpus": compute.gpus if models else 0}
+
+
 def open_pools(instance: DagsterInstance) -> dict[str, int]:
     """Let as many runs go at once as there are processors or free GPUs for them; each pool's limit.
 
+    Where runs go to a cluster, that holds back what finds no room: as many as the queue lets go.
     A limit that somebody has set (``dagster instance concurrency set``, or the UI's page
     Deployment > Concurrency) is left as it is. dagster.yaml can say one default for all pools, and
     that is 1: too many runs on a GPU fail, too few on a processor are only slow.
     """
+    from persona_assets.launcher import LocalRunLauncher
+
     storage, notes = instance.event_log_storage, instance.daemon_cursor_storage
     default = instance.global_op_concurrency_default_limit or 1
-    here = {"cpu_models": environment.processors(), "gpu": max(1, len(gpus.unleased()))}
+    if isinstance(instance.run_launcher, LocalRunLauncher):
+        here = {"cpu_models": environment.processors(), "gpu": max(1, len(gpus.unleased()))}
+    else:
+        queue = instance.get_concurrency_config().run_queue_config
+        here = dict.fromkeys(_MODELS, queue.max_concurrent_runs if queue else default)
     limits = {p.name: p.limit for p in storage.get_pool_limits() if not p.from_default}
     keys = {name: f"persona_assets/pool/{name}" for name in here}
     ours = notes.get_cursor_values(set(keys.values()))

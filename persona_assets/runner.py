@@ -22,7 +22,7 @@ from typing import Literal
 from persona_assets import environment, gpus, residency
 from persona_assets.asset_table import JOBS
 from persona_assets.dagster_databases import (
-    DatabaseDamaged,
+    DatabaseUnusable,
     check_databases,
     databases_named,
     in_words,
@@ -228,7 +228,7 @@ def execute(
     Raises:
         AlreadyRunning: another process is running this study.
         DiskError: the store or Dagster's databases cannot be written.
-        DatabaseDamaged: a database of Dagster's is damaged.
+        DatabaseUnusable: Dagster's database is damaged, or does not answer.
     """
     import dagster as dg
 
@@ -465,7 +465,7 @@ def attempt(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Ou
     try:
         with databases_named():
             return _make(unit, definitions, graph, store, instance)
-    except (DatabaseDamaged, DiskError) as error:
+    except (DatabaseUnusable, DiskError) as error:
         return Outcome("failed", error=f"  {error}")
     except Exception:
         return Outcome("failed", error=traceback.format_exc())
@@ -493,7 +493,7 @@ def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outc
                 for asset in assets
             },
         },
-        tags={WORKER_TAG: str(os.getpid())},
+        tags={WORKER_TAG: environment.process_name()},
     )
     seconds = time.perf_counter() - started
     after = Freshness(graph, store)
@@ -534,7 +534,7 @@ def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
 
     statuses = dg.DagsterRunStatus
     unfinished = dg.RunsFilter(
-        tags={"study": study_name} | ({WORKER_TAG: str(pid)} if pid else {}),
+        tags={"study": study_name} | ({WORKER_TAG: environment.process_name(pid)} if pid else {}),
         statuses=[statuses.NOT_STARTED, statuses.STARTING, statuses.STARTED],
     )
     with dg.DagsterInstance.get() as instance:

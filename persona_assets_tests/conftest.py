@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Several workers share the processors (`make test`): torch's own threads would be in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Files of integration and reliability tests that take long, the longest first.
+#: Files of integration, reliability and scale tests that take long, the longest first.
 _LONG = (
     "test_spine.py",
     "test_tour.py",
@@ -28,6 +28,7 @@ _LONG = (
     "test_disk.py",
     "test_concurrency.py",
     "test_kills.py",
+    "test_sample.py",
 )
 
 

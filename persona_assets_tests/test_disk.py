@@ -10,6 +10,7 @@ from collections import namedtuple
 from contextlib import closing
 from pathlib import Path
 
+import psycopg2
 import pytest
 import sqlalchemy
 from polars.exceptions import ComputeError
@@ -18,12 +19,14 @@ from persona_assets import dagster_databases, environment
 from persona_assets.dagster_databases import (
     DATABASES,
     DatabaseDamaged,
+    DatabaseUnusable,
     check_databases,
     databases_named,
     in_words,
 )
 from persona_assets.disk import DiskError, refusal, require_writable
 from persona_assets.store import Ref, Store, StoreError
+from persona_assets_tests.conftest import PROJECT
 
 REF = Ref("checkpoint", "librarian.garbage_cot.42")
 
@@ -158,6 +161,46 @@ def test_a_step_that_dagster_could_not_write_down_is_told_with_the_folder(databa
     assert message in words
     assert (f"databases in {databases} cannot be used" in words) == told
     assert ("bytes are free there. Then run it again." in words) == told
+
+
+@pytest.fixture
+def postgres(databases, monkeypatch, tmp_path) -> None:
+    """A home whose ``dagster.yaml`` names Postgres, and where that is: nobody listens there."""
+    monkeypatch.setenv("DAGSTER_HOME", str(PROJECT / "deploy" / "postgres"))
+    for name, value in zip(
+        environment.POSTGRES, ("127.0.0.1", "1", "owner", "canary-9a77", "runs"), strict=True
+    ):
+        monkeypatch.setenv(name, value)
+
+
+def test_a_postgres_that_does_not_answer_is_told_with_its_address(postgres):
+    with pytest.raises(
+        DatabaseUnusable, match=r"database runs at 127\.0\.0\.1:1 .*refused"
+    ) as found:
+        check_databases()
+    assert "canary" not in str(found.value)
+
+
+@pytest.mark.parametrize("home", ["postgres", "ray"])
+def test_what_dagsters_settings_read_from_the_environment_must_be_said(postgres, monkeypatch, home):
+    monkeypatch.setenv("DAGSTER_HOME", str(PROJECT / "deploy" / home))
+    monkeypatch.setenv("PERSONA_ASSETS_RAY", "http://127.0.0.1:1")
+    needed = {"ray": ("PGPASSWORD", "PERSONA_ASSETS_RAY"), "postgres": ("PGHOST", "PGDATABASE")}
+    for name in needed[home]:
+        monkeypatch.delenv(name)
+    with pytest.raises(DatabaseUnusable, match=f"set {', '.join(needed[home])}$"):
+        check_databases()
+
+
+def test_what_postgres_says_under_a_librarys_error_is_told_with_its_address(postgres):
+    cause = psycopg2.OperationalError("terminating connection due to administrator command")
+    says = r"127\.0\.0\.1:1 .*\(terminating connection"
+    with pytest.raises(DatabaseUnusable, match=says), databases_named():
+        raise RuntimeError("too many retries for DB connection") from cause
+    message = "sqlalchemy.exc.OperationalError: (psycopg2.OperationalError) terminating connection"
+    assert "database runs at 127.0.0.1:1 cannot be used" in in_words(message)
+    with pytest.raises(psycopg2.DataError), databases_named():  # our own fault, not the server's
+        raise psycopg2.DataError("value too long")
 
 
 def test_other_errors_pass(databases):

@@ -16,7 +16,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from persona_assets import environment, gpus
-from persona_assets.environment import PROCESS_TAG, WORKER_TAG
+from persona_assets.environment import PROCESS_TAG, WORKER_TAG, process_name
 from persona_assets.launcher import LocalRunLauncher
 from persona_assets.pools import POOLS, open_pools, pool_of
 from persona_assets_tests.conftest import PROJECT
@@ -96,16 +96,18 @@ def test_a_run_whose_process_is_gone_is_told_from_one_at_work(instance, tmp_path
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     nobody = f'{{"host": "localhost", "socket": "{tmp_path / "nobody"}"}}'
-    assert status(instance, **{WORKER_TAG: str(os.getpid())}) == WorkerStatus.RUNNING
-    assert status(instance, **{WORKER_TAG: str(ended.pid)}) == WorkerStatus.NOT_FOUND
+    assert status(instance, **{WORKER_TAG: process_name()}) == WorkerStatus.RUNNING
+    assert status(instance, **{WORKER_TAG: process_name(ended.pid)}) == WorkerStatus.NOT_FOUND
     assert status(instance, **{GRPC_INFO_TAG: nobody}) == WorkerStatus.NOT_FOUND
     # By hand, with `dagster asset materialize`.
-    assert status(instance, **{PROCESS_TAG: str(os.getpid())}) == WorkerStatus.RUNNING
-    assert status(instance, **{PROCESS_TAG: str(ended.pid)}) == WorkerStatus.NOT_FOUND
+    assert status(instance, **{PROCESS_TAG: process_name()}) == WorkerStatus.RUNNING
+    assert status(instance, **{PROCESS_TAG: process_name(ended.pid)}) == WorkerStatus.NOT_FOUND
     assert status(instance) == WorkerStatus.RUNNING
+    # On another machine, which shares the database: its processes cannot be seen from here.
+    assert status(instance, **{WORKER_TAG: f"{ended.pid}@elsewhere"}) == WorkerStatus.RUNNING
     # Re-executed from the interface, with its parent's tags: they tell of another process.
     for tag in (WORKER_TAG, PROCESS_TAG):
-        alive = {tag: str(os.getpid()), GRPC_INFO_TAG: nobody}
+        alive = {tag: process_name(), GRPC_INFO_TAG: nobody}
         assert status(instance, **alive) == WorkerStatus.NOT_FOUND
 
 

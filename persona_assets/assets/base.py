@@ -1,7 +1,6 @@
 """From a row of the graph table and a function that makes a partition to a Dagster asset."""
 
 import importlib.metadata
-import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from persona_assets.asset_row import Asset
 from persona_assets.assets.metadata import definition_metadata, lineage_links, table_metadata
 from persona_assets.audit import Audit
 from persona_assets.checks import check_results, check_specs
-from persona_assets.environment import PROCESS_TAG, WORKER_TAG
+from persona_assets.environment import PROCESS_TAG, WORKER_TAG, process_name
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.launcher import was_launched
@@ -170,7 +169,7 @@ def build_asset(graph: Graph, asset: Asset, make: Maker, store: Store) -> dg.Ass
     def compute(context: dg.AssetExecutionContext, config: HowToMake) -> dg.MaterializeResult:
         ref = Ref(asset.name, context.partition_key if partitions else None)
         if not (was_launched(context.run) or WORKER_TAG in context.run.tags):
-            context.instance.add_run_tags(context.run_id, {PROCESS_TAG: str(os.getpid())})
+            context.instance.add_run_tags(context.run_id, {PROCESS_TAG: process_name()})
 
         def on_wait() -> None:
             context.log.warning(f"{ref} is being made by another process: waiting for that one")

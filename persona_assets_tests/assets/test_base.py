@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -16,7 +15,7 @@ from persona_assets.assets import base
 from persona_assets.assets.base import Made, build_asset
 from persona_assets.assets.metadata import table_preview
 from persona_assets.audit import audit
-from persona_assets.environment import PROCESS_TAG
+from persona_assets.environment import PROCESS_TAG, process_name
 from persona_assets.graph import Graph
 from persona_assets.hub import HubError
 from persona_assets.store import Ref, Store
@@ -157,7 +156,7 @@ def test_who_makes_it_by_hand_is_known_to_dagster(bench):
     """So that run monitoring ends the run of a process that was killed."""
     done = bench.make(Maker())
     with dg.DagsterInstance.local_temp(str(bench.folder / "home")) as instance:
-        assert instance.get_run_by_id(done.run_id).tags[PROCESS_TAG] == str(os.getpid())
+        assert instance.get_run_by_id(done.run_id).tags[PROCESS_TAG] == process_name()
 
 
 def test_force_makes_it_again(bench):

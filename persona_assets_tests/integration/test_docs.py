@@ -43,6 +43,12 @@ ELSEWHERE = {
     "persona-assets serve": "",
     "persona-assets serve --study length_matched": "",
     "pip install '.[gpu]'": "",  # some gigabytes, for a GPU
+    # Postgres and Ray: `make scale`, and a sample in scale/test_sample.py.
+    "make scale": "pytest -m heavy",
+    "pip install '.[postgres]'": "",
+    "pip install '.[postgres,ray]'": "",
+    "ray start --head --dashboard-host 127.0.0.1 --disable-usage-stats": "",
+    "ray start --address HEAD:6379 --disable-usage-stats": "",
 }
 
 NUMBER = r"[-−]?\d(?:[\d.,e+−-]*\d)?"
@@ -226,7 +232,7 @@ def test_all_that_is_run_elsewhere_is_on_the_pages():
     assert ELSEWHERE.keys() <= {command.text for command in COMMANDS}
 
 
-@pytest.mark.parametrize("target", ["demo", "ui", "test", "test-vllm"])
+@pytest.mark.parametrize("target", ["demo", "ui", "test", "test-vllm", "scale"])
 def test_the_recipe_is_what_is_run_elsewhere(target):
     recipe = subprocess.run(
         ["make", "--dry-run", target], cwd=PROJECT, capture_output=True, text=True, check=True

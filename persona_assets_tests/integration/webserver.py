@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -20,14 +21,19 @@ from persona_assets_tests.integration.project import Project
 
 
 class Webserver:
-    """``persona-assets ui`` on a free port, with a DAGSTER_HOME of its own in the data folder."""
+    """``persona-assets ui`` on a free port, with a DAGSTER_HOME of its own in the data folder.
 
-    def __init__(self, project: Project):
+    Args:
+        home: The folder of the ``dagster.yaml`` that is copied there.
+        variables: More of the environment.
+    """
+
+    def __init__(self, project: Project, home: Path = PROJECT, **variables: str):
         self.study = project.name
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        shutil.copy(PROJECT / "dagster.yaml", project.data)
+        shutil.copy(home / "dagster.yaml", project.data)
         (project.data / "workspace.yaml").write_text(
             "load_from:\n  - python_module: {module_name: persona_assets.definitions, "
             f"attribute: {project.name}, location_name: {project.name}}}\n"
@@ -35,7 +41,7 @@ class Webserver:
         self.log = (project.data / "dagster-dev.log").open("w")
         self.process = subprocess.Popen(
             project.command("ui", "--port", str(self.port)),
-            env=project.environment | {"DAGSTER_HOME": str(project.data)},
+            env=project.environment | {"DAGSTER_HOME": str(project.data)} | variables,
             cwd=project.data,
             stdout=self.log,
             stderr=subprocess.STDOUT,
@@ -146,20 +152,28 @@ query($id: String!) { partitionBackfillOrError(backfillId: $id) {
 """
 
 
-def backfill(
-    webserver: Webserver, assets: Sequence[str], keys: Sequence[str], seconds: float = 300, **more
-) -> dict[str, tuple[str, str]]:
-    """What the UI's button sends for a range; waits for it; (run id, status) by partition."""
+def start_backfill(webserver: Webserver, assets: Sequence[str], keys: Sequence[str], **more) -> str:
+    """What the UI's button sends for a range; the backfill's id."""
     selection = [{"path": [webserver.study, asset]} for asset in assets]
     launched = webserver.ask(
         BACKFILL, params={"assetSelection": selection, "partitionNames": list(keys), **more}
     )["launchPartitionBackfill"]
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
+    return launched["backfillId"]
+
+
+def backfilled(webserver: Webserver, backfill_id: str) -> dict:
+    """How a backfill stands: its status, and its runs with id, status and tags."""
+    return webserver.ask(BACKFILLED, id=backfill_id)["partitionBackfillOrError"]
+
+
+def backfill(
+    webserver: Webserver, assets: Sequence[str], keys: Sequence[str], seconds: float = 300, **more
+) -> dict[str, tuple[str, str]]:
+    """What the UI's button sends for a range; waits for it; (run id, status) by partition."""
+    backfill_id = start_backfill(webserver, assets, keys, **more)
     deadline = time.monotonic() + seconds
-    while True:
-        state = webserver.ask(BACKFILLED, id=launched["backfillId"])["partitionBackfillOrError"]
-        if state["status"].startswith("COMPLETED"):
-            break
+    while not (state := backfilled(webserver, backfill_id))["status"].startswith("COMPLETED"):
         assert time.monotonic() < deadline, state
         time.sleep(0.5)
     return {

@@ -1,0 +1,97 @@
+"""A sample: a backfill of two cells as Ray jobs on two nodes, with Postgres restarted in it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import psycopg2
+
+from persona_assets.launcher import RAY_TAG
+from persona_assets_tests.conftest import PROJECT
+from persona_assets_tests.integration.webserver import Webserver, backfilled, start_backfill
+from persona_assets_tests.reliability import whole
+from persona_assets_tests.scale import grid
+from persona_assets_tests.scale.cluster import Cluster
+from persona_assets_tests.scale.grid import CHAIN
+from persona_assets_tests.scale.postgres import PASSWORD
+
+#: A share of a GPU, which the nodes say that they have: each takes two runs by it.
+GPUS = 0.5
+
+
+def test_cells_over_two_nodes_with_the_database_restarted(project, postgres, tmp_path):
+    ours = project.copy(tmp_path / "data")
+    study = ours.data / "studies" / "tiny.yaml"
+    text = study.read_text("utf-8")
+    assert "compute: {threads: 1}" in text
+    study.write_text(text.replace("compute: {threads: 1}", f"compute: {{gpus: {GPUS}}}"), "utf-8")
+    keys = grid.trained(ours, 2)
+    grid.unmake(ours, keys)
+    home = {"DAGSTER_HOME": str(ours.data)}
+    with Cluster(ours.environment | home | postgres.variables, cpus=1, gpus=1) as cluster:
+        cluster.add(cpus=1, gpus=1)
+        address = {"PERSONA_ASSETS_RAY": cluster.url}
+        server = Webserver(ours, PROJECT / "deploy" / "ray", **postgres.variables, **address)
+        try:
+            server.wait_until_up()
+            cluster.wait_for(2)
+            backfill = start_backfill(server, CHAIN, keys)
+            grid.wait(lambda: grid.landed(ours, keys) > 0, 600)
+            postgres.stop()
+            time.sleep(2)
+            postgres.start()
+            grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 600)
+            state = backfilled(server, backfill)
+            ids = [f"dagster-run-{run['runId']}" for run in state["runs"]]
+            grid.wait(lambda: {cluster.job(name)["status"] for name in ids} == {"SUCCEEDED"}, 120)
+            jobs = [cluster.job(name) for name in ids]
+        finally:
+            server.stop()
+        assert state["status"] == "COMPLETED_SUCCESS"
+        with grid.instance(ours, **postgres.variables, **address) as found:
+            assert grid.problems(ours, found, keys) == []
+    assert grid.others(ours, project, keys) == []
+    assert whole.orphans(ours) is None
+    assert len(jobs) == len(keys)
+    assert len({job["driver_node_id"] for job in jobs}) == 2
+    for run in state["runs"]:
+        tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+        assert json.loads(tags[RAY_TAG]) == {"num_cpus": 1, "num_gpus": GPUS}
+    told = json.dumps(jobs) + (ours.data / "dagster-dev.log").read_text("utf-8")
+    assert PASSWORD not in told
+
+
+def test_what_postgres_refuses_is_told_before_any_work(project, postgres, tmp_path):
+    """Away, another password, a user that may make no tables: said with the address."""
+    ours = project.copy(tmp_path / "data")
+    home = {"DAGSTER_HOME": str(PROJECT / "deploy" / "postgres")}
+
+    def said(**variables: str) -> str:
+        done = ours.run("run", "--study", "tiny", **home, **postgres.variables | variables)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert PASSWORD not in done.stderr
+        return done.stderr
+
+    assert "reads what the environment does not say: set PGHOST" in said(PGHOST="")
+    where = f"Dagster's Postgres database postgres at 127.0.0.1:{postgres.port} cannot be used"
+    assert where in (wrong := said(PGPASSWORD="another"))
+    assert "password authentication failed" in wrong
+    with (
+        psycopg2.connect(
+            host="127.0.0.1",
+            port=postgres.port,
+            user="dagster",
+            password=PASSWORD,
+            dbname="postgres",
+        ) as db,
+        db.cursor() as cursor,
+    ):
+        cursor.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
+    db.close()
+    assert "its user may make no tables there" in said(PGUSER="guest", PGPASSWORD="guest")
+    postgres.stop()
+    assert where in (away := said())
+    assert "refused" in away
+    postgres.start()
