@@ -35,8 +35,8 @@ from persona_assets.study import Study, load_study
 MINI = Path(__file__).parents[1] / "data" / "studies" / "mini.yaml"
 
 _Rows = dict[sqlalchemy.Table, list[dict[str, Any]]]
-#: Rows that are inserted at once, and the columns with what Dagster was told.
-_BATCH, _TEXTS = 2000, ("event", "run_body", "evaluation_event")
+#: Events that are inserted at once.
+_BATCH = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,38 +158,33 @@ def _version(old: Manifest, ref: Ref) -> str:
     return sha256_json([old.data_version, str(ref)]) if ref.key else old.data_version
 
 
-def record(model: Model, study: Study, instance: Any, *, every_event: bool) -> dict[str, int]:
-    """Write the runs of a grown study into an instance's empty storage; rows, by table.
-
-    And the bytes of what Dagster was told in these rows, as ``text``.
+def record(model: Model, study: Study, instance: Any, *, every_event: bool) -> None:
+    """Write the runs of a grown study into an instance's empty storage.
 
     Args:
         every_event: Whether the event log holds every event, as Postgres's does. SQLite's holds
             those of assets, checks and runs; all of a run's are in a file of the run's own.
     """
-    copies, counts = _Copies(model, every_event), {"text": 0}
+    copies = _Copies(model, every_event)
     waiting: _Rows = {AssetKeyTable: copies.asset_keys(), SnapshotsTable: copies.snapshots()}
     of_runs = {RunsTable, RunTagsTable, SnapshotsTable}
     storage = instance.run_storage, instance.event_log_storage
     with storage[0].connect() as in_runs, storage[1].index_connection() as in_events:
 
-        def insert(at_least: int) -> None:
+        def insert() -> None:
             for table, rows in waiting.items():
-                if len(rows) >= at_least:
+                if rows:
                     db = in_runs if table in of_runs else in_events
                     db.execute(table.insert(), rows)
-                    counts[table.name] = counts.get(table.name, 0) + len(rows)
-                    counts["text"] += sum(len(row.get(c) or "") for row in rows for c in _TEXTS)
                     waiting[table] = []
 
-        insert(1)
+        insert()
         for run in runs(model, Graph(study)):
             for table, rows in copies.of(run).items():
                 waiting.setdefault(table, []).extend(rows)
             if len(waiting[SqlEventLogStorageTable]) > _BATCH:
-                insert(1)
-        insert(1)
-    return counts
+                insert()
+        insert()
 
 
 class _Copies:

@@ -15,16 +15,34 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import dagster as dg
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
+from dagster._serdes import serialize_value
+
+from benchmarks import grown
 from benchmarks.schedule import INPUTS, Machines, Schedule, schedule
+from persona_assets import definitions
+from persona_assets.freshness import Freshness
+from persona_assets.graph import Graph
+from persona_assets.object_store import open_store
+from persona_assets.partitions import partitions_definition
+from persona_assets.runner import plan
+from persona_assets.store import Store
+from persona_assets.study import Study, load_study
 
 PROJECT = Path(__file__).parents[1]
 #: The name of the finished study, and of those grown from it.
@@ -101,11 +119,6 @@ def print_costs(arguments: argparse.Namespace) -> None:
 
 def of_length_matched(machines: Machines) -> Schedule:
     """The schedule of the whole study, from an empty store."""
-    from persona_assets.graph import Graph
-    from persona_assets.runner import plan
-    from persona_assets.store import Store
-    from persona_assets.study import load_study
-
     study = load_study(PROJECT / "data" / "studies" / "length_matched.yaml")
     carried = frozenset(cell.key for cell in study.cells_of("carry_over"))
     return schedule(plan(Graph(study), Store(Path(os.devnull), study.name)), carried, machines)
@@ -135,8 +148,6 @@ def cost(found: Schedule, price: float) -> dict[str, Any]:
 
 def print_requests(arguments: argparse.Namespace) -> None:
     """What `persona-assets status` asks of an object store, by size of the study."""
-    from benchmarks import grown
-
     rows = []
     for cells in arguments.cells:
         folder = arguments.folder / str(cells)
@@ -145,15 +156,10 @@ def print_requests(arguments: argparse.Namespace) -> None:
     table(rows)
 
 
-def requests(folder: Path, study: Any) -> dict[str, Any]:
+def requests(folder: Path, study: Study) -> dict[str, Any]:
     """Copy a store to an S3-protocol server on loopback; requests of one look at all states."""
-    from unittest.mock import patch
-
     from aiobotocore.client import AioBaseClient
 
-    from persona_assets.freshness import Freshness
-    from persona_assets.graph import Graph
-    from persona_assets.object_store import open_store
     from persona_assets_tests.object_storage import forget_servers, object_storage
 
     asked: Counter[str] = Counter()
@@ -200,43 +206,55 @@ def print_growth(arguments: argparse.Namespace) -> None:
 
 def growth(data: Path, folder: Path, cells: int) -> dict[str, Any]:
     """A study of about ``cells`` cells: what it is on disk, and seconds of looking at it."""
-    import dagster as dg
-
-    from benchmarks import grown
-
-    model = grown.Model(data, STUDY)
-    study = grown.grow(model, folder, cells)
     environment = {
         "PERSONA_ASSETS_DATA": str(folder),
         "PERSONA_ASSETS_DAGSTER": str(folder / "dagster"),
         "DAGSTER_HOME": str(PROJECT),
     }
-    (folder / "dagster").mkdir()
-    os.environ.update(environment)
-    with dg.DagsterInstance.get() as instance:
-        rows = grown.record(model, study, instance, every_event=False)
-    found = {
-        "cells": len(study.cells),
-        **on_disk(folder, model),
-        **{f"rows of {k}": v for k, v in rows.items() if k != "text"},
-    }
+    if not folder.exists():
+        with patch.dict(os.environ, environment):
+            lay(data, folder, cells)
+    study = load_study(folder / "studies" / f"{STUDY}.yaml")
+    found = {"cells": len(study.cells), **on_disk(folder)}
     for name, command in COMMANDS.items():
         found |= {f"{name}: {k}": v for k, v in timed(command, environment).items()}
     return found
 
 
+def lay(data: Path, folder: Path, cells: int) -> None:
+    """Store and history of about ``cells`` cells, in the folder that the environment names."""
+    model = grown.Model(data, STUDY)
+    study = grown.grow(model, folder, cells)
+    (folder / "dagster").mkdir()
+    with dg.DagsterInstance.get() as instance:
+        grown.record(model, study, instance, every_event=False)
+
+
 def on_disk(folder: Path) -> dict[str, Any]:
-    """Files and bytes of the store, and bytes of Dagster's databases."""
-    files = [path.stat() for path in (folder / "store").rglob("*") if path.is_file()]
+    """Files and bytes of the store, rows and bytes of Dagster's databases."""
+    files = [path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file()]
     manifests = [path.stat().st_size for path in (folder / "store").rglob("manifest.json")]
     history = folder / "dagster" / "history"
-    return {
+    found = {
         "files of the store": len(files),
         "MB of manifests": round(sum(manifests) / 1e6, 1),
         "MB of the largest manifest": round(max(manifests) / 1e6, 2),
-        "MB of SQLite's index": round((history / "runs" / "index.db").stat().st_size / 1e6, 1),
-        "MB of runs.db": round((history / "runs.db").stat().st_size / 1e6, 1),
     }
+    for name, tables in _DATABASES.items():
+        found[f"MB of {name}"] = round((history / name).stat().st_size / 1e6, 1)
+        with closing(sqlite3.connect(f"{(history / name).as_uri()}?mode=ro", uri=True)) as db:
+            for table in tables:
+                (found[f"rows of {table}"],) = db.execute(
+                    f"SELECT count(*) FROM {table}"
+                ).fetchone()
+    return found
+
+
+#: Dagster's databases of all runs, and those of their tables that grow.
+_DATABASES = {
+    "runs/index.db": ("event_logs", "asset_event_tags", "asset_check_executions"),
+    "runs.db": ("runs", "run_tags"),
+}
 
 
 def timed(command: Sequence[str], environment: dict[str, str]) -> dict[str, Any]:
@@ -277,12 +295,6 @@ def clocked(do: Callable[[], Any]) -> tuple[Any, float]:
 
 def build_definitions() -> dict[str, Any]:
     """The study's code location, and what it sends to the web interface."""
-    from dagster._core.remote_representation.external_data import RepositorySnap
-    from dagster._serdes import serialize_value
-
-    from persona_assets import definitions
-    from persona_assets.study import load_study
-
     study = load_study(Path(os.environ["PERSONA_ASSETS_DATA"], "studies", f"{STUDY}.yaml"))
     built, seconds = clocked(lambda: definitions.study_definitions(study).get_repository_def())
     sent, serialized = clocked(lambda: serialize_value(RepositorySnap.from_def(built)))
@@ -291,10 +303,6 @@ def build_definitions() -> dict[str, Any]:
 
 def tick_sensors() -> dict[str, Any]:
     """A tick of each sensor of the study."""
-    import dagster as dg
-
-    from persona_assets import definitions
-
     located = getattr(definitions, STUDY)
     found = {}
     with dg.DagsterInstance.get() as instance:
@@ -306,23 +314,15 @@ def tick_sensors() -> dict[str, Any]:
 
 def ask_partitions() -> dict[str, Any]:
     """Which partitions of an asset are materialized: by query, and as the interface keeps it."""
-    import dagster as dg
-    from dagster._core.storage.partition_status_cache import (
-        get_and_update_asset_status_cache_value as ask,
-    )
-
-    from persona_assets.graph import Graph
-    from persona_assets.partitions import partitions_definition
-    from persona_assets.study import load_study
-
     study = load_study(Path(os.environ["PERSONA_ASSETS_DATA"], "studies", f"{STUDY}.yaml"))
     asset, key = Graph(study).assets["cell_outcomes"], dg.AssetKey([STUDY, "cell_outcomes"])
     with dg.DagsterInstance.get() as instance:
         done, query = clocked(lambda: instance.get_materialized_partitions(key))
         assert len(done) == len(study.cells), f"{len(done)} of {len(study.cells)} are recorded"
-        first, again = (
-            clocked(lambda: ask(instance, key, partitions_definition(asset)))[1] for _ in range(2)
+        page = partial(
+            get_and_update_asset_status_cache_value, instance, key, partitions_definition(asset)
         )
+        first, again = clocked(page)[1], clocked(page)[1]
     return {"query": query, "first page": first, "next page": again}
 
 
