@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from persona_assets.store import Ref
@@ -43,6 +44,14 @@ class Asset:
     code_version: str = "1"
     quotes_checks: bool = False
     released_after: Callable[[str | None], Ref | None] = lambda key: None
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(self.keys or ())
+
+    def has(self, key: str | None) -> bool:
+        """Whether one of its partitions has that key."""
+        return key in self._keys
 
     def refs(self) -> tuple[Ref, ...]:
         """All of the asset's partitions."""

@@ -62,6 +62,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
     cells = tuple(cell.key for cell in study.cells)
     contrasts = tuple(contrast.key for contrast in study.contrast_list)
     carried = tuple(cell.key for cell in study.cells_of("carry_over"))
+    is_carried = frozenset(carried).__contains__
     prior = bool(carried) and isinstance(study.carry_over, LocalRegistry)
     miniature = study.base_model.kind == "miniature"
     bank, tokenizer, base = Ref("question_bank"), Ref("tokenizer"), Ref("base_model")
@@ -114,7 +115,7 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
         return study.carry_over.model_dump(mode="json", exclude=beside)
 
     def checkpoint_reader(key: str | None) -> Ref | None:
-        keep = getattr(study.carry_over, "keep", "always") if key in carried else "always"
+        keep = getattr(study.carry_over, "keep", "always") if is_carried(key) else "always"
         return Ref("cell_outcomes", key) if keep == "until_evaluated" else None
 
     def prior_settings(key: str | None) -> dict[str, Any]:
@@ -145,11 +146,11 @@ def asset_table(study: Study) -> tuple[Asset, ...]:
         return {"seed": study.seed, "max_rationale_tokens": limit} | training_settings
 
     def diagnostics_upstream(key: str | None) -> tuple[Ref, ...]:
-        earlier = (Ref("prior_accuracies", key),) if prior and key in carried else ()
+        earlier = (Ref("prior_accuracies", key),) if prior and is_carried(key) else ()
         return (bank, baseline, Ref("cell_outcomes", key), *earlier)
 
     def diagnostics_settings(key: str | None) -> dict[str, Any]:
-        registry = study.carry_over if key in carried else None
+        registry = study.carry_over if is_carried(key) else None
         drift = (
             getattr(registry, "drift_tolerance", None)
             if prior

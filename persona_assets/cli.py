@@ -317,8 +317,7 @@ def _explain(graph, freshness, what: str) -> None:
 
 
 def _mark(graph, freshness, ref: Ref) -> str:
-    keys = graph.assets[ref.asset].keys or ()
-    return _MARKS[freshness.state(ref) if ref.key in keys else None]
+    return _MARKS[freshness.state(ref) if graph.assets[ref.asset].has(ref.key) else None]
 
 
 def _load(name: str) -> Study:

@@ -71,11 +71,7 @@ class Graph:
         for cell in self.study.cells:
             by_name[cell.key] = (
                 Ref("rationales", cell.condition),
-                *(
-                    Ref(a.name, cell.key)
-                    for a in self.assets.values()
-                    if cell.key in (a.keys or ())
-                ),
+                *(Ref(a.name, cell.key) for a in self.assets.values() if a.has(cell.key)),
             )
         if name not in by_name:
             raise KeyError(unknown(name, by_name, "cell, asset or partition", self.study.name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from persona_assets.audit import Audit
@@ -94,8 +94,7 @@ class Manifest:
     @property
     def findings(self) -> str:
         """Hash of what was checked of it, which is not its content."""
-        audits = [asdict(audit) for audit in self.audits]
-        return sha256_text(json.dumps(audits, sort_keys=True))
+        return sha256_text(json.dumps(self.audits, sort_keys=True, default=_fields))
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -133,6 +132,11 @@ class Manifest:
         raw = json.loads(json.dumps(asdict(self)))  # as it is read again
         raw[_SEAL] = _seal(raw)
         return json.dumps(raw, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass's fields: as ``asdict`` in JSON, without its copies of all that is in them."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _seal(raw: dict[str, Any]) -> str:

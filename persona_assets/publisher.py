@@ -79,7 +79,9 @@ def publish(
         if freshness.state(ref) == "fresh" and (why := _pending(freshness, ref))
     }
     uploads = [ref for place in asked if place == "hub" for ref in _refs(graph, place)]
-    landed = {ref: store.landed(ref).summary for ref in uploads if freshness.state(ref) == "fresh"}
+    landed = {
+        ref: freshness.manifest(ref).summary for ref in uploads if freshness.state(ref) == "fresh"
+    }
     return Published(
         outcomes,
         {ref: why for ref, (_, why) in waiting.items()},

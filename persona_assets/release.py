@@ -19,19 +19,24 @@ def release_read(graph: Graph, store: Store, reader: Ref | None = None) -> list[
     Raises:
         StoreError: files cannot be removed.
     """
-    released = []
-    for asset in graph.assets.values():
-        for ref in asset.refs():
-            last = asset.released_after(ref.key)
-            if last is None or reader not in (last, None) or not _is_read(graph, store, ref, last):
-                continue
-            with store.turn(ref):
-                if _is_read(graph, store, ref, last):  # and has not been made again just now
-                    store.release(ref)
-                    released.append(ref)
+    lasts = {
+        ref: last
+        for asset in graph.assets.values()
+        for ref in asset.refs()
+        if (last := asset.released_after(ref.key)) is not None and reader in (last, None)
+    }
+    released, before = [], Freshness(graph, store)
+    if lasts and reader is None:
+        before.read_ahead()
+    for ref, last in lasts.items():
+        if not _is_read(before, ref, last):
+            continue
+        with store.turn(ref):
+            if _is_read(Freshness(graph, store), ref, last):  # and was not made again just now
+                store.release(ref)
+                released.append(ref)
     return released
 
 
-def _is_read(graph: Graph, store: Store, ref: Ref, last: Ref) -> bool:
-    freshness = Freshness(graph, store)
+def _is_read(freshness: Freshness, ref: Ref, last: Ref) -> bool:
     return {freshness.state(last), freshness.state(ref)} == {"fresh"}

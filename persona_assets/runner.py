@@ -308,7 +308,7 @@ class _Dispatcher:
         try:
             while pending or any(worker.unit for worker in self.workers):
                 self._skip_hopeless(pending)
-                for unit in [unit for unit in pending if self._is_ready(unit, pending)]:
+                for unit in self._ready(pending):
                     worker = self._idle_worker(count)
                     if worker is None:
                         break
@@ -344,15 +344,18 @@ class _Dispatcher:
         worker.stop()
         return worker.process.exitcode
 
-    def _is_ready(self, unit: Unit, pending: list[Unit]) -> bool:
-        """Whether what it waits for is there, and no training that comes first is left to start."""
-        evaluates = _EVALUATED_LATER & {ref.asset for ref in unit.refs}
-        if evaluates and self.todo.training & set(pending):
-            return False
-        return all(
-            self.outcomes.get(other, _PENDING).status in ("done", "fresh")
-            for other in self.todo.waits_for[unit]
-        )
+    def _ready(self, pending: list[Unit]) -> list[Unit]:
+        """What may start: what it waits for is there, and all training that comes first started."""
+        training = not self.todo.training.isdisjoint(pending)
+        return [
+            unit
+            for unit in pending
+            if all(
+                self.outcomes.get(other, _PENDING).status in ("done", "fresh")
+                for other in self.todo.waits_for[unit]
+            )
+            and not (training and _EVALUATED_LATER & {ref.asset for ref in unit.refs})
+        ]
 
     def _skip_hopeless(self, pending: list[Unit]) -> None:
         """Skip what waits for something that failed; repeated, since skips make skips."""

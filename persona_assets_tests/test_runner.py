@@ -183,12 +183,10 @@ def test_no_evaluation_starts_while_training_is_left_however_late_its_rationales
     (waiting,) = (unit for unit in todo.training if late in todo.waits_for[unit])
     pending = [unit for unit in todo.units if unit not in done]
     dispatcher = _Dispatcher("length_matched", todo, done, print)
-    ready = [unit for unit in pending if dispatcher._is_ready(unit, pending)]
-    assert set(ready) == {late} | todo.training - {waiting}
+    assert set(dispatcher._ready(pending)) == {late} | todo.training - {waiting}
     done |= {unit: Outcome("done") for unit in [late, *todo.training]}
     pending = [unit for unit in todo.units if unit not in done]
-    ready = {unit.job for unit in pending if dispatcher._is_ready(unit, pending)}
-    assert ready == {"baseline"}
+    assert {unit.job for unit in dispatcher._ready(pending)} == {"baseline"}
 
 
 def test_a_worker_may_have_children_for_vllm_is_one():

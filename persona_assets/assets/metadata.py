@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,8 @@ def lineage_links(graph: Graph, manifest: Manifest) -> dict[str, Any]:
     for ref in graph.upstream(manifest.ref):
         if str(ref) in versions:
             lines.append(f"- [{inline(ref)}]({_page(graph, ref)}) {versions[str(ref)][:8]}")
-    shown = lines
-    while sum(map(len, shown)) > _MAX_LINKS:
-        shown = shown[:-1]
+    lengths = accumulate(map(len, lines))
+    shown = lines[: sum(length <= _MAX_LINKS for length in lengths)]
     if more := len(lines) - len(shown):
         shown = [*shown, f"- and {more} more: see Lineage"]
     return {"made_from": dg.MetadataValue.md("\n".join(shown))} if shown else {}

@@ -152,7 +152,7 @@ def so_far(freshness: Freshness) -> SoFar:
                 {
                     stage: freshness.state(Ref(stage, cell.key))
                     for stage in stages
-                    if cell.key in graph.assets[stage].keys
+                    if graph.assets[stage].has(cell.key)
                 },
             )
             for cell in study.cells
