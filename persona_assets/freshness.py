@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from persona_assets.graph import Graph
 from persona_assets.hashing import as_json
-from persona_assets.store import Manifest, Ref, Store, StoreError
+from persona_assets.store import Manifest, Ref, Store, StoreError, StoreUnreachable
 
 #: Partitions that are worth a look at the whole store.
 _MANY = 100
@@ -65,6 +65,8 @@ class Freshness:
     def _read(self, ref: Ref, store: Store) -> tuple[Manifest | None, str]:
         try:
             manifest = store.manifest(ref)
+        except StoreUnreachable:
+            raise  # what may have landed must not be made again
         except StoreError as error:
             return None, str(error)
         if manifest is None:

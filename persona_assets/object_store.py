@@ -28,7 +28,14 @@ from urllib.parse import urlsplit
 from persona_assets import environment
 from persona_assets.disk import refusal, require_writable
 from persona_assets.manifest import Manifest, Ref
-from persona_assets.store import MANIFEST, Store, StoreError, verify_file, write_atomically
+from persona_assets.store import (
+    MANIFEST,
+    Store,
+    StoreError,
+    StoreUnreachable,
+    verify_file,
+    write_atomically,
+)
 from persona_assets.unavailable import Unavailable
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ _PENDING = "manifest.pending.json"
 _CHUNK = 1 << 22
 
 
-class StoreUnavailable(StoreError, Unavailable):
+class StoreUnavailable(StoreUnreachable, Unavailable):
     """The object store does not answer: the same request may succeed later."""
 
 
@@ -83,7 +90,7 @@ class ObjectStore(Store):
             # What another machine has landed since must be seen.
             system, root = url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            raise StoreError(
+            raise StoreUnreachable(
                 f"{environment.STORE}: {self.url} cannot be opened ({error}). For S3 install "
                 "persona_assets[s3]."
             ) from error
@@ -163,11 +170,17 @@ class ObjectStore(Store):
         return _Surveyed(self)
 
     def verify(self, ref: Ref) -> str:
-        """As in :meth:`Store.verify`: of the objects, whatever the mirror holds."""
+        """As in :meth:`Store.verify`: of the objects, whatever the mirror holds.
+
+        Raises:
+            StoreUnreachable: they cannot be read.
+        """
         try:
             manifest = self.manifest(ref)
             if manifest is not None and not manifest.released:
                 self._each(manifest, manifest.files, self._check_object)
+        except StoreUnreachable:
+            raise
         except StoreError as error:
             return str(error)
         return ""
@@ -338,21 +351,23 @@ def _told(url: str, what: str) -> Iterator[None]:
     """Say what a file system's errors come down to; one that something is missing passes.
 
     Raises:
-        StoreError, StoreUnavailable: in place of the file system's.
+        StoreUnreachable, StoreUnavailable: in place of the file system's.
     """
     try:
         yield
     except (FileNotFoundError, StoreError):
         raise
     except PermissionError as error:
-        raise StoreError(
+        raise StoreUnreachable(
             f"{url} {what}: access is refused ({error}). Check the credentials in the environment, "
             "and what they allow."
         ) from error
     except Exception as error:  # each client of fsspec's has errors of its own
         kind = f"{type(error).__module__}.{type(error).__name__}"
         if "Credentials" in kind or "ParamValidation" in kind:
-            raise StoreError(f"{url} {what}: {error}. Mend that in the environment.") from error
+            raise StoreUnreachable(
+                f"{url} {what}: {error}. Mend that in the environment."
+            ) from error
         raise StoreUnavailable(
             f"{url} {what}: {type(error).__name__}: {error}. Check the network and the endpoint "
             "(AWS_ENDPOINT_URL)."

@@ -36,7 +36,7 @@ from persona_assets.pools import pool_of
 from persona_assets.records import unrecorded
 from persona_assets.release import release_read
 from persona_assets.run_lock import only_run
-from persona_assets.store import Ref, Store
+from persona_assets.store import Ref, Store, StoreUnreachable
 from persona_assets.study import Study, load_study
 
 
@@ -468,7 +468,7 @@ def attempt(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Ou
     try:
         with databases_named():
             return _make(unit, definitions, graph, store, instance)
-    except (DatabaseUnusable, DiskError) as error:
+    except (DatabaseUnusable, DiskError, StoreUnreachable) as error:
         return Outcome("failed", error=f"  {error}")
     except Exception:
         return Outcome("failed", error=traceback.format_exc())

@@ -44,6 +44,10 @@ class StoreError(RuntimeError):
     """Something in the store is missing, damaged or cannot be written."""
 
 
+class StoreUnreachable(StoreError):
+    """The store itself cannot be asked: nothing is known of what has landed and what has not."""
+
+
 class Store:
     """The landed partitions of one study, below ``root/<study>``.
 

@@ -189,13 +189,17 @@ def test_a_store_that_can_be_written_keeps_no_probe(storage, here):
     assert storage.objects() == []
 
 
-def test_no_answer_is_told_with_the_url_and_may_pass(storage, tmp_path, monkeypatch):
+def test_no_answer_is_told_with_the_url_and_may_pass(storage, tmp_path, monkeypatch, mini):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     forget_servers()
     store = ObjectStore(f"s3://{BUCKET}/elsewhere", tmp_path, "study")
     with pytest.raises(StoreUnavailable, match=r"manifest.json cannot be read: .*127.0.0.1:9"):
         store.manifest(REF)
+    with pytest.raises(StoreUnavailable):  # nothing counts as missing, and is made again
+        Freshness(Graph(mini), store).state(Ref("question_bank"))
+    with pytest.raises(StoreUnavailable):
+        Freshness(Graph(mini), store).read_ahead()
 
 
 def test_no_password_in_the_url(tmp_path):
