@@ -38,6 +38,7 @@ ELSEWHERE = {
     "make test-vllm": "pytest persona_assets_tests/vllm",
     "make reliability": "persona_assets_tests.reliability",  # a sample of each section is a test
     "python -m persona_assets_tests.reliability --results FOLDER --only kills": "",
+    "persona-assets publish": "",  # test_publish_wandb.py
     "persona-assets ui": "",  # webserver.py, for the tests of what is served
     # On a GPU; the server itself in evaluation/test_server.py, over vLLM in vllm/test_server.py.
     "persona-assets serve": "",
@@ -248,7 +249,7 @@ def test_the_snippet_is_accepted(snippet, study_texts):
         return
     before = study_texts[snippet.file.removesuffix(".yaml")]
     study = parse_study(yaml.safe_dump(merged(yaml.safe_load(before), snippet.content)))
-    assert study.content_hash != parse_study(before).content_hash
+    assert study.model_dump() != parse_study(before).model_dump()
 
 
 def merged(file: dict, change: dict) -> dict:
