@@ -39,6 +39,7 @@ ELSEWHERE = {
     "make reliability": "persona_assets_tests.reliability",  # a sample of each section is a test
     "python -m persona_assets_tests.reliability --results FOLDER --only kills": "",
     "persona-assets publish": "",  # test_publish_wandb.py
+    "persona-assets publish --to hub": "",  # test_hub_round_trip.py
     "persona-assets ui": "",  # webserver.py, for the tests of what is served
     # On a GPU; the server itself in evaluation/test_server.py, over vLLM in vllm/test_server.py.
     "persona-assets serve": "",
