@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,14 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _end_with_parent() -> None:
+    """End this process group when the other end of the pipe at stdin is closed."""
+    os.read(0, 1)  # sys.stdin has a lock, which the interpreter wants at its end
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer = {"log": log, "sync": sync}[sys.argv[1]]()
     except Exception as error:

@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ RECORD, LINEAGE, RUN, FILES = "record.json", "lineage.json", "offline-run", "fil
 _REACH_SECONDS, _LOG_SECONDS, _SYNC_SECONDS = 10, 120, 120
 
 
+class ClientFailed(RuntimeError):
+    """The wandb client failed, or took too long; says how in a sentence, without the key."""
+
+
 def host() -> str:
     """The W&B server's address."""
     return (os.environ.get("WANDB_BASE_URL") or CLOUD).rstrip("/")
@@ -54,7 +58,7 @@ def log_offline(record: Record, project: WandbProject, store: Store, draft: Path
 
     Raises:
         StoreError: a file has not landed or is damaged.
-        RuntimeError: the client failed, or took too long.
+        ClientFailed: it was not logged.
     """
     told = as_json(asdict(record)) | {
         "run_id": record.run_id,
@@ -80,6 +84,7 @@ def sync(record: Record, store: Store, draft: Path) -> str:
 
     Raises:
         Unpublished: the server cannot be reached, refused, or took too long.
+        StoreError: a file is damaged.
     """
     key = {KEYS["wandb"]: os.environ[KEYS["wandb"]], "WANDB_BASE_URL": host()}
     try:
@@ -91,7 +96,7 @@ def sync(record: Record, store: Store, draft: Path) -> str:
             _lay(record, store, draft, copy, shutil.copyfile)
             size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
             return _child("sync", copy, key, _SYNC_SECONDS + size // 10**6)["url"]
-    except (ConnectionError, TimeoutError, socket.gaierror, RuntimeError) as error:
+    except ClientFailed as error:
         raise Unpublished(f"{host()}: {error}") from error
 
 
@@ -107,24 +112,27 @@ def _lay(
 
 
 def _reach(address: str) -> None:
-    """Raise OSError where nothing listens: the client itself would try again for a long time."""
+    """Raise ClientFailed where nothing listens: the client would try again for a long time."""
     where = urlsplit(address)
     if where.scheme in getproxies():
         return  # that is the proxy's to say
     port = where.port or {"http": 80}.get(where.scheme, 443)
-    with socket.create_connection((where.hostname or "", port), timeout=_REACH_SECONDS):
-        pass
+    try:
+        socket.create_connection((where.hostname or "", port), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise ClientFailed(f"it cannot be reached ({error})") from error
 
 
-def _child(task: str, draft: Path, variables: Mapping[str, str], seconds: float) -> dict[str, Any]:
+def _child(task: str, folder: Path, variables: Mapping[str, str], seconds: float) -> dict[str, Any]:
     """What the child process answers; it and all that it started have ended by then."""
     command = (sys.executable, "-P", "-m", "persona_assets.publishing.wandb_child", task)
-    with _home() as home:
+    ours, its = os.pipe()[::-1]  # its end closes with this process, however that ends
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as home:
         child = subprocess.Popen(
             command,
-            cwd=draft,
+            cwd=folder,
             env=_environment(home) | variables,
-            stdin=subprocess.DEVNULL,
+            stdin=its,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -133,12 +141,14 @@ def _child(task: str, draft: Path, variables: Mapping[str, str], seconds: float)
         try:
             out, err = child.communicate(timeout=seconds)
         except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"no end of it within {seconds:.0f} s") from error
+            raise ClientFailed(f"no end of it within {seconds:.0f} s") from error
         finally:
             _end(child)
+            os.close(ours)
+            os.close(its)
     answer = json.loads(out.splitlines()[-1]) if child.returncode == 0 else {}
     if why := answer.get("error") or (not answer and f"the wandb client failed: {err[-2000:]}"):
-        raise RuntimeError(_without_key(why, variables))
+        raise ClientFailed(_without_key(why, variables))
     return answer
 
 
@@ -154,23 +164,14 @@ def _without_key(text: str, variables: Mapping[str, str]) -> str:
     return text.replace(key, "…") if key else text
 
 
-@contextmanager
-def _home() -> Iterator[Path]:
-    home = Path(tempfile.mkdtemp(prefix="persona-assets-wandb-"))
-    try:
-        yield home
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def _environment(home: Path) -> dict[str, str]:
+def _environment(home: str) -> dict[str, str]:
     """Ours without what configures the client, and with a home for all that it writes."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     folders = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
     return ours | {
-        **{name: str(home) for name in folders},
-        "HOME": str(home),
-        "NETRC": str(home / "netrc"),
+        **dict.fromkeys(folders, home),
+        "HOME": home,
+        "NETRC": os.devnull,  # where a login writes the key
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_SILENT": "true",
     }

@@ -38,6 +38,8 @@ ELSEWHERE = {
     "make test-vllm": "pytest persona_assets_tests/vllm",
     "make reliability": "persona_assets_tests.reliability",  # a sample of each section is a test
     "python -m persona_assets_tests.reliability --results FOLDER --only kills": "",
+    "persona-assets publish": "",  # test_publish_wandb.py
+    "persona-assets publish --to hub": "",  # test_hub_round_trip.py
     "persona-assets ui": "",  # webserver.py, for the tests of what is served
     # On a GPU; the server itself in evaluation/test_server.py, over vLLM in vllm/test_server.py.
     "persona-assets serve": "",
@@ -254,7 +256,7 @@ def test_the_snippet_is_accepted(snippet, study_texts):
         return
     before = study_texts[snippet.file.removesuffix(".yaml")]
     study = parse_study(yaml.safe_dump(merged(yaml.safe_load(before), snippet.content)))
-    assert study.content_hash != parse_study(before).content_hash
+    assert study.model_dump() != parse_study(before).model_dump()
 
 
 def merged(file: dict, change: dict) -> dict:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,7 +149,9 @@ def test_nobody_there_is_told_at_once(logged, store, monkeypatch):
         port = taken.getsockname()[1]
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-    with pytest.raises(Unpublished, match=rf"http://127\.0\.0\.1:{port}: .*refused"):
+    with pytest.raises(
+        Unpublished, match=rf"http://127\.0\.0\.1:{port}: it cannot be reached .*refused"
+    ):
         wandb_client.sync(record(), store, logged[0])
 
 
@@ -160,6 +164,26 @@ def test_a_server_that_never_answers_takes_no_longer_than_is_granted(logged, sto
         with pytest.raises(Unpublished, match="no end of it within 2 s"):
             wandb_client.sync(record(), store, logged[0])
     assert [p.name() for p in psutil.Process().children(recursive=True)] == []
+
+
+def test_the_client_ends_with_the_process_that_started_it(logged, tmp_path):
+    draft = shutil.copytree(logged[0], tmp_path / "draft")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = (
+            "import sys; from pathlib import Path; from persona_assets.publishing import "
+            "wandb_client as client; client._child('sync', Path(sys.argv[1]), "
+            f"{{'WANDB_API_KEY': {KEY!r}, 'WANDB_BASE_URL': {url!r}}}, 60)"
+        )
+        parent = psutil.Popen([sys.executable, "-c", command, str(draft)])
+        silent.settimeout(60)
+        silent.accept()  # it is at work, and waits for an answer
+        started = parent.children(recursive=True)
+        parent.kill()
+        parent.wait()
+    assert len(started) >= 2
+    _gone, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
 
 
 def test_the_same_content_is_the_same_run_and_version():
