@@ -194,11 +194,7 @@ def print_growth(arguments: argparse.Namespace) -> None:
 
 def growth(data: Path, folder: Path, postgres: str | None, cells: int) -> dict[str, Any]:
     """A study of about ``cells`` cells: what it is on disk, and seconds of looking at it."""
-    environment = {
-        "PERSONA_ASSETS_DATA": str(folder),
-        "PERSONA_ASSETS_DAGSTER": str(folder / "dagster"),
-        "DAGSTER_HOME": str(folder / "home"),
-    }
+    environment = surroundings(folder)
     database = postgres and sqlalchemy.make_url(postgres).set(database=f"cells_{cells}")
     if not folder.exists():
         with patch.dict(os.environ, environment):
@@ -209,6 +205,15 @@ def growth(data: Path, folder: Path, postgres: str | None, cells: int) -> dict[s
     for name, command in COMMANDS.items():
         found |= {f"{name}: {k}": v for k, v in timed(command, environment).items()}
     return found
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """What a process needs in its environment to look at a study that was laid into ``folder``."""
+    return {
+        "PERSONA_ASSETS_DATA": str(folder),
+        "PERSONA_ASSETS_DAGSTER": str(folder / "dagster"),
+        "DAGSTER_HOME": str(folder / "home"),
+    }
 
 
 def lay(data: Path, folder: Path, database: sqlalchemy.URL | None, cells: int) -> None:
