@@ -64,6 +64,7 @@ class Model:
         self.study = load_study(data / "studies" / f"{name}.yaml")
         self.store = Store(data / "store", name)
         self.history = data / "dagster" / "history"
+        self._manifests: dict[Ref, Manifest] = {}
 
     def key(self, key: str) -> str:
         """The model's key that stands for a grown study's: of its own sources and seed."""
@@ -76,7 +77,10 @@ class Model:
 
     def manifest(self, ref: Ref) -> Manifest:
         """The manifest that stands for a grown study's partition."""
-        return self.store.landed(Ref(ref.asset, ref.key and self.key(ref.key)))
+        own = Ref(ref.asset, ref.key and self.key(ref.key))
+        if own not in self._manifests:
+            self._manifests[own] = self.store.landed(own)
+        return self._manifests[own]
 
     def rows(self, file: str, query: Any) -> list[dict[str, Any]]:
         """What a query finds in a database of Dagster's history."""

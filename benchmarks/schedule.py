@@ -39,7 +39,7 @@ INPUTS: dict[str, Input] = {
     "SHA-256, GB a second": Input(1.75, "docs/sizing.md: this machine, one thread"),
     "rationales of a condition": Input(41 / 26, "README.md, Figures: 41 s for 26 conditions"),
     "dataset and audits of a cell": Input(73 / 78, "README.md, Figures: 34 + 39 s for 78"),
-    "diagnostics of a cell": Input(1.0, "docs/sizing.md: this machine, 51 568 rows"),
+    "diagnostics of a cell": Input(0.06, "docs/sizing.md: this machine, 51 568 rows"),
     "a Dagster run beside its work": Input(
         1.5, "README.md, Figures: (2 × 135 - 114) s over the 104 runs of the datasets"
     ),

@@ -15,38 +15,33 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sqlite3
+import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import dagster as dg
-from dagster._core.remote_representation.external_data import RepositorySnap
-from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
-from dagster._serdes import serialize_value
+import sqlalchemy
+import yaml
 
 from benchmarks import grown
+from benchmarks.looks import LOOKS, STUDY
 from benchmarks.schedule import INPUTS, Machines, Schedule, schedule
-from persona_assets import definitions
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.object_store import open_store
-from persona_assets.partitions import partitions_definition
 from persona_assets.runner import plan
 from persona_assets.store import Store
 from persona_assets.study import Study, load_study
 
 PROJECT = Path(__file__).parents[1]
-#: The name of the finished study, and of those grown from it.
-STUDY = "tiny"
 
 
 def main() -> None:
@@ -67,21 +62,13 @@ def main() -> None:
     for name in ("grow", "requests"):
         command = commands.add_parser(name)
         command.add_argument("data", type=Path, help="data folder of a finished study")
-        command.add_argument("folder", type=Path, help="on the file system of DATA; must not exist")
+        command.add_argument("folder", type=Path, help="on the file system of DATA")
         sizes = [66, 990, 10010] if name == "grow" else [66]
         command.add_argument("--cells", type=int, nargs="+", default=sizes)
         if name == "grow":
-            command.add_argument("--postgres", help="URL of an empty database, for the event log")
-    command = commands.add_parser("one")
-    command.add_argument("what", choices=ONE)
+            command.add_argument("--postgres", help="URL of a server: Dagster's history there")
     arguments = parser.parse_args()
-    if arguments.command == "cost":
-        print_costs(arguments)
-    elif arguments.command == "one":
-        print(json.dumps(ONE[arguments.what]()))
-    else:
-        arguments.folder.mkdir(parents=True)
-        DO[arguments.command](arguments)
+    DO[arguments.command](arguments)
 
 
 def tell(**figure: Any) -> dict[str, Any]:
@@ -191,7 +178,8 @@ def print_growth(arguments: argparse.Namespace) -> None:
     """Lay studies of several sizes, and time what looks at the whole of each."""
     rows = []
     for cells in arguments.cells:
-        rows.append(tell(**growth(arguments.data, arguments.folder / str(cells), cells)))
+        place = arguments.folder / str(cells), arguments.postgres
+        rows.append(tell(**growth(arguments.data, *place, cells)))
         tell(load_average=os.getloadavg())
     sizes = [row["cells"] for row in rows]
     steps = [f"{a} to {b}" for a, b in pairwise(sizes)]
@@ -204,50 +192,85 @@ def print_growth(arguments: argparse.Namespace) -> None:
     table(shown)
 
 
-def growth(data: Path, folder: Path, cells: int) -> dict[str, Any]:
+def growth(data: Path, folder: Path, postgres: str | None, cells: int) -> dict[str, Any]:
     """A study of about ``cells`` cells: what it is on disk, and seconds of looking at it."""
-    environment = {
-        "PERSONA_ASSETS_DATA": str(folder),
-        "PERSONA_ASSETS_DAGSTER": str(folder / "dagster"),
-        "DAGSTER_HOME": str(PROJECT),
-    }
+    environment = surroundings(folder)
+    database = postgres and sqlalchemy.make_url(postgres).set(database=f"cells_{cells}")
     if not folder.exists():
         with patch.dict(os.environ, environment):
-            lay(data, folder, cells)
+            lay(data, folder, database, cells)
     study = load_study(folder / "studies" / f"{STUDY}.yaml")
-    found = {"cells": len(study.cells), **on_disk(folder)}
+    history = in_sqlite(folder / "dagster" / "history") if database is None else in_one(database)
+    found = {"cells": len(study.cells), **of_store(folder / "store"), **history}
     for name, command in COMMANDS.items():
         found |= {f"{name}: {k}": v for k, v in timed(command, environment).items()}
     return found
 
 
-def lay(data: Path, folder: Path, cells: int) -> None:
-    """Store and history of about ``cells`` cells, in the folder that the environment names."""
+def surroundings(folder: Path) -> dict[str, str]:
+    """What a process needs in its environment to look at a study that was laid into ``folder``."""
+    return {
+        "PERSONA_ASSETS_DATA": str(folder),
+        "PERSONA_ASSETS_DAGSTER": str(folder / "dagster"),
+        "DAGSTER_HOME": str(folder / "home"),
+    }
+
+
+def lay(data: Path, folder: Path, database: sqlalchemy.URL | None, cells: int) -> None:
+    """Store and history of about ``cells`` cells, where the environment has them."""
     model = grown.Model(data, STUDY)
     study = grown.grow(model, folder, cells)
-    (folder / "dagster").mkdir()
+    for name in ("dagster", "home"):
+        (folder / name).mkdir()
+    config = yaml.safe_load((PROJECT / "dagster.yaml").read_text("utf-8"))
+    if database is not None:
+        with sqlalchemy.create_engine(
+            database.set(database="postgres"), isolation_level="AUTOCOMMIT"
+        ).connect() as db:
+            db.execute(sqlalchemy.text(f"CREATE DATABASE {database.database}"))
+        url = database.render_as_string(hide_password=False)
+        config["storage"] = {"postgres": {"postgres_url": url}}
+    (folder / "home" / "dagster.yaml").write_text(yaml.safe_dump(config), "utf-8")
     with dg.DagsterInstance.get() as instance:
-        grown.record(model, study, instance, every_event=False)
+        grown.record(model, study, instance, every_event=database is not None)
 
 
-def on_disk(folder: Path) -> dict[str, Any]:
-    """Files and bytes of the store, rows and bytes of Dagster's databases."""
-    files = [path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file()]
-    manifests = [path.stat().st_size for path in (folder / "store").rglob("manifest.json")]
-    history = folder / "dagster" / "history"
-    found = {
+def of_store(store: Path) -> dict[str, Any]:
+    """Files, and bytes of what is read to know what has landed."""
+    files = [path for path in store.rglob("*") if path.is_file()]
+    manifests = [path.stat().st_size for path in files if path.name == "manifest.json"]
+    return {
         "files of the store": len(files),
         "MB of manifests": round(sum(manifests) / 1e6, 1),
         "MB of the largest manifest": round(max(manifests) / 1e6, 2),
     }
+
+
+def in_sqlite(history: Path) -> dict[str, Any]:
+    """Bytes and rows of the databases of all runs; each run has one of its own beside them."""
+    found = {}
     for name, tables in _DATABASES.items():
         found[f"MB of {name}"] = round((history / name).stat().st_size / 1e6, 1)
-        with closing(sqlite3.connect(f"{(history / name).as_uri()}?mode=ro", uri=True)) as db:
-            for table in tables:
-                (found[f"rows of {table}"],) = db.execute(
-                    f"SELECT count(*) FROM {table}"
-                ).fetchone()
+        found |= _rows(sqlalchemy.make_url(f"sqlite:///{history / name}"), tables)
     return found
+
+
+def in_one(database: sqlalchemy.URL) -> dict[str, Any]:
+    """Bytes and rows of a Postgres database."""
+    with sqlalchemy.create_engine(database).connect() as db:
+        size = sqlalchemy.text("SELECT pg_database_size(current_database())")
+        found = {"MB of the database": round(db.execute(size).scalar_one() / 1e6, 1)}
+    return found | _rows(database, [table for tables in _DATABASES.values() for table in tables])
+
+
+def _rows(database: sqlalchemy.URL, tables: Sequence[str]) -> dict[str, int]:
+    with sqlalchemy.create_engine(database).connect() as db:
+        return {
+            f"rows of {table}": db.execute(
+                sqlalchemy.select(sqlalchemy.func.count()).select_from(sqlalchemy.table(table))
+            ).scalar_one()
+            for table in tables
+        }
 
 
 #: Dagster's databases of all runs, and those of their tables that grow.
@@ -263,84 +286,42 @@ def timed(command: Sequence[str], environment: dict[str, str]) -> dict[str, Any]
     Raises:
         RuntimeError: it failed.
     """
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command],
-        env=os.environ | environment,
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    said = process.stdout.read()
-    _, status, used = os.wait4(process.pid, 0)
+    began, peak = time.monotonic(), 0
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=os.environ | environment,
+            cwd=PROJECT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        # The kernel's account of an ended process counts the memory of the one that started it.
+        while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, *map(int, re.findall(r"VmHWM:\s+(\d+)", status)), 0)
+            time.sleep(0.02)
+        _, status, used = os.wait4(process.pid, 0)
+        output.seek(0)
+        said = output.read()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{said[-2000:]}")
     found = {
         "seconds": round(time.monotonic() - began, 2),
         "processor": round(used.ru_utime + used.ru_stime, 2),
-        "MiB": round(used.ru_maxrss / 1024),
+        "MiB": round(peak / 1024),
     }
     last = said.strip().splitlines()[-1] if said.strip() else ""
-    return found | (json.loads(last) if command[0] == "benchmarks.sizing" else {})
+    return found | (json.loads(last) if command[0] == "benchmarks.looks" else {})
 
 
-def clocked(do: Callable[[], Any]) -> tuple[Any, float]:
-    """What something returns, and the processor's seconds that it took."""
-    began = time.process_time()
-    result = do()
-    return result, round(time.process_time() - began, 3)
-
-
-def build_definitions() -> dict[str, Any]:
-    """The study's code location, and what it sends to the web interface."""
-    study = load_study(Path(os.environ["PERSONA_ASSETS_DATA"], "studies", f"{STUDY}.yaml"))
-    built, seconds = clocked(lambda: definitions.study_definitions(study).get_repository_def())
-    sent, serialized = clocked(lambda: serialize_value(RepositorySnap.from_def(built)))
-    return {"to build": seconds, "to describe": serialized, "MB described": _megabytes(sent)}
-
-
-def tick_sensors() -> dict[str, Any]:
-    """A tick of each sensor of the study."""
-    located = getattr(definitions, STUDY)
-    found = {}
-    with dg.DagsterInstance.get() as instance:
-        for sensor in located.sensors:
-            with dg.build_sensor_context(instance) as context:
-                found[sensor.name] = clocked(lambda s=sensor, c=context: s(c))[1]
-    return found
-
-
-def ask_partitions() -> dict[str, Any]:
-    """Which partitions of an asset are materialized: by query, and as the interface keeps it."""
-    study = load_study(Path(os.environ["PERSONA_ASSETS_DATA"], "studies", f"{STUDY}.yaml"))
-    asset, key = Graph(study).assets["cell_outcomes"], dg.AssetKey([STUDY, "cell_outcomes"])
-    with dg.DagsterInstance.get() as instance:
-        done, query = clocked(lambda: instance.get_materialized_partitions(key))
-        assert len(done) == len(study.cells), f"{len(done)} of {len(study.cells)} are recorded"
-        page = partial(
-            get_and_update_asset_status_cache_value, instance, key, partitions_definition(asset)
-        )
-        first, again = clocked(page)[1], clocked(page)[1]
-    return {"query": query, "first page": first, "next page": again}
-
-
-def _megabytes(text: str) -> float:
-    return round(len(text.encode()) / 1e6, 2)
-
-
-ONE: dict[str, Callable[[], dict[str, Any]]] = {
-    "definitions": build_definitions,
-    "tick": tick_sensors,
-    "partitions": ask_partitions,
-}
+#: What is timed at each size: what looks at the whole study.
 COMMANDS = {
     "status": ("persona_assets", "status", "--study", STUDY),
     "run": ("persona_assets", "run", "--study", STUDY),
-    **{what: ("benchmarks.sizing", "one", what) for what in ONE},
+    **{what: ("benchmarks.looks", what) for what in LOOKS},
 }
-DO = {"grow": print_growth, "requests": print_requests}
+DO = {"cost": print_costs, "grow": print_growth, "requests": print_requests}
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ from dagster import DagsterRunStatus as Status
 
 from persona_assets import environment
 from persona_assets.asset_table import JOBS
-from persona_assets.environment import WORKER_TAG
+from persona_assets.environment import WORKER_TAG, is_of_this_machine
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.hashing import sha256_json
@@ -143,9 +143,11 @@ class Look:
         """The partitions that unfinished runs are to make, with the run's id.
 
         An unfinished run of ``persona-assets run`` while none is at work is lost: it makes nothing.
+        Of one on another machine that cannot be said from here.
         """
         for run in self.instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED)):
-            if WORKER_TAG in run.tags and not was_launched(run):
+            worker = run.tags.get(WORKER_TAG)
+            if worker and is_of_this_machine(worker) and not was_launched(run):
                 continue
             selected = [list(key.path) for key in run.asset_selection or ()]
             if not selected and run.tags.get("study") == self.study.name:

@@ -157,6 +157,12 @@ def process_name(pid: int | None = None) -> str:
     return f"{os.getpid() if pid is None else pid}@{platform.node()}"
 
 
+def is_of_this_machine(name: str) -> bool:
+    """Whether a :func:`process_name` is of this machine; one without any is, from earlier times."""
+    _, at, machine = name.partition("@")
+    return not at or machine == platform.node()
+
+
 def processors() -> int:
     """The processors that this process may use, which may be fewer than the machine has."""
     try:

@@ -18,7 +18,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
 
-from persona_assets.environment import PROCESS_TAG, WORKER_TAG, process_name
+from persona_assets.environment import PROCESS_TAG, WORKER_TAG, is_of_this_machine
 
 #: The tag that the Ray launcher reads, and leaves on what it has launched.
 RAY_TAG = "dagster-ray/config"
@@ -79,11 +79,10 @@ def _health(running: bool, who: str) -> CheckRunHealthResult:
 
 def _is_alive(name: str) -> bool:
     """Whether a process is there, by its :func:`process_name`; another machine's is taken to be."""
-    pid = int(name.partition("@")[0])
-    if name != process_name(pid):
+    if not is_of_this_machine(name):
         return True
     try:
-        os.kill(pid, 0)
+        os.kill(int(name.partition("@")[0]), 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # another user's

@@ -527,8 +527,8 @@ def _messages(result) -> Iterator[str]:
 def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
     """Mark runs that no worker is at any more as failed: they would fill the UI's run queue.
 
-    The run lock is ours, so every unfinished run of a worker is lost but those of our own
-    workers; ``pid`` names the one of those that has died. Also lets Dagster make its tables
+    The run lock is ours, so every unfinished run of a worker of this machine is lost but those of
+    our own workers; ``pid`` names the one of those that has died. Also lets Dagster make its tables
     before several workers try to at once.
     """
     import dagster as dg
@@ -542,5 +542,6 @@ def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:
     )
     with dg.DagsterInstance.get() as instance:
         for lost in instance.get_runs(unfinished):
-            if WORKER_TAG in lost.tags and not was_launched(lost):
+            worker = lost.tags.get(WORKER_TAG)
+            if worker and environment.is_of_this_machine(worker) and not was_launched(lost):
                 instance.report_run_failed(lost, "The worker process died.")

@@ -291,6 +291,10 @@ def test_nothing_is_asked_for_while_somebody_else_makes_it(project, ticks):
     lost = {"dagster/partition": contrast, WORKER_TAG: "1"}
     ticks.run("contrasts", [key], tags=lost)
     assert names(ticks.tick()) == every_contrast(project)
+    # Of another machine, whose lock may be another: that one may be at it.
+    elsewhere = ticks.run("contrasts", [key], tags=lost | {WORKER_TAG: "1@elsewhere"})
+    assert names(ticks.tick()) == every_contrast(project) - {name_of(contrast)}
+    ticks.end(elsewhere)
     # Re-executed from the interface, with all of its parent's tags.
     ticks.run("contrasts", [key], tags=lost | {GRPC_INFO_TAG: "{}"})
     assert names(ticks.tick()) == every_contrast(project) - {name_of(contrast)}

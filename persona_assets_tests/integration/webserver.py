@@ -82,7 +82,8 @@ class Webserver:
         return found
 
     def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):  # it has ended: what waits for it says so
+            os.killpg(self.process.pid, signal.SIGINT)
         try:
             self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:

@@ -34,6 +34,8 @@ class Node:
                 *("dashboard-agent-listen-port", "runtime-env-agent-port"),
             )
         }
+        #: Of the node's agent, by which the head knows it.
+        self.port = ports["--dashboard-agent-listen-port"]
         self.log = (folder / f"node-{free_port()}.log").open("w+")
         self.process = subprocess.Popen(
             [
@@ -140,9 +142,14 @@ class Cluster:
             return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
         return 0
 
-    def at_work(self) -> set[str]:
-        """The nodes on which a job runs."""
-        return {job["driver_node_id"] for job in self.jobs() if job["status"] == "RUNNING"}
+    def at_work(self, node: Node) -> set[str]:
+        """The names of the jobs that a node runs."""
+        return {
+            job["submission_id"]
+            for job in self.jobs()
+            if job["status"] == "RUNNING"
+            and job["driver_agent_http_address"].endswith(f":{node.port}")
+        }
 
     def job(self, name: str) -> dict:
         """What the head knows of a job."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from persona_assets.store import Ref
 from persona_assets_tests.conftest import PROJECT
 from persona_assets_tests.integration.project import Project
-from persona_assets_tests.integration.webserver import Webserver, start_backfill
+from persona_assets_tests.integration.webserver import Webserver, backfilled, start_backfill
 from persona_assets_tests.reliability import whole
 from persona_assets_tests.scale import grid
 from persona_assets_tests.scale.cluster import Cluster
@@ -71,7 +72,24 @@ def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_pat
 def survives_a_lost_node(
     ours: Project, undisturbed: Project, keys: Sequence[str], postgres: Postgres, folder: Path
 ) -> None:
-    """Two runs a node; the second is killed when a third has landed, and never comes back."""
+    """Two runs a node; the second is killed when a third has landed, and never comes back.
+
+    At a moment when a cell that it makes has its training rows and no outcomes yet.
+    """
+
+    def is_in_the_middle() -> bool:
+        at_work = cluster.at_work(node)
+        made = [
+            tag["value"]
+            for run in backfilled(server, backfill)["runs"]
+            for tag in run["tags"]
+            if tag["key"] == "dagster/partition" and f"dagster-run-{run['runId']}" in at_work
+        ]
+        has = ours.store.manifest
+        return any(
+            has(Ref("training_dataset", key)) and not has(Ref("cell_outcomes", key)) for key in made
+        )
+
     grid.unmake(ours, keys)
     home = {"DAGSTER_HOME": str(ours.data)}
     with Cluster(ours.environment | home | postgres.variables, cpus=WORKERS // 2) as cluster:
@@ -83,7 +101,7 @@ def survives_a_lost_node(
             server.wait_until_up()
             backfill = start_backfill(server, CHAIN, keys)
             grid.wait(lambda: grid.landed(ours, keys) >= len(keys) * len(CHAIN) // 3, 3600)
-            grid.wait(lambda: len(cluster.at_work()) == 2, 120)
+            grid.wait(is_in_the_middle, 600)
             node.kill()
             grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 3600)
             assert grid.status(server, backfill) == "COMPLETED_SUCCESS"
