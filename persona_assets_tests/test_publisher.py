@@ -10,7 +10,7 @@ from persona_assets import environment, publisher
 from persona_assets.graph import Graph
 from persona_assets.publishing.markers import KEYS, Markers
 from persona_assets.runner import plan as run_plan
-from persona_assets.store import Ref, Store
+from persona_assets.store import Ref
 from persona_assets.study import parse_study
 from persona_assets_tests.landed import MINI
 
@@ -84,8 +84,7 @@ def test_a_study_that_names_no_place_says_so(study_texts, mini):
         publisher.places(mini, "hub")
 
 
-def test_nothing_published_is_an_input_of_anything(mini_store):
+def test_nothing_published_is_an_input_of_anything():
     for ref in MINI.refs:
         if not ref.asset.startswith("wandb"):
             assert not [up for up in MINI.upstream(ref) if up.asset.startswith("wandb")]
-    assert isinstance(mini_store, Store)

@@ -1,6 +1,7 @@
 """``python -m persona_assets.publishing.wandb_child log|sync``, in a draft of :mod:`wandb_client`.
 
-Prints its answer as the last line, in JSON.
+Prints its answer as the last line, in JSON. Imports nothing that it can do without: it is started
+for each run.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from persona_assets.publishing.wandb_client import FILES, RECORD, RUN
-from persona_assets.publishing.wandb_records import version_alias
+#: Of the draft: what is to be logged, the run as the client has logged it; and while the client is
+#: at work, the artifact's files.
+RECORD, RUN, FILES = "record.json", "offline-run", "files"
 
 
 def log() -> dict[str, Any]:
@@ -78,8 +80,7 @@ def sync() -> dict[str, Any]:
         artifact = api.artifact(f"{entity}/{project}/{record['artifact']}:{record['alias']}")
         if artifact.digest != record["digest"]:  # a sync says nothing of what an artifact lacks
             return {"error": f"artifact {artifact.name} has digest {artifact.digest} there"}
-        for name, version in record["consumes"].items():
-            alias = version_alias(version["data_version"])
+        for name, alias in record["consumed"].items():
             consumed = api.artifact(f"{entity}/{project}/{name}:{alias}")
             resources.wandb["api"].use_artifact(
                 consumed.id,

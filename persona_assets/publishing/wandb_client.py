@@ -25,15 +25,15 @@ from urllib.request import getproxies
 
 from persona_assets.hashing import as_json
 from persona_assets.publishing.markers import KEYS, Unpublished
-from persona_assets.publishing.wandb_records import Record
+from persona_assets.publishing.wandb_child import FILES, RECORD, RUN
+from persona_assets.publishing.wandb_records import Record, version_alias
 from persona_assets.store import Store
 from persona_assets.study_schema import WandbProject
 
 #: Where W&B is, unless WANDB_BASE_URL says otherwise.
 CLOUD = "https://api.wandb.ai"
-#: Of the draft: what was to be logged, its lineage, the run as the client logged it; and while the
-#: client is at work, the artifact's files.
-RECORD, LINEAGE, RUN, FILES = "record.json", "lineage.json", "offline-run", "files"
+#: The artifact's file with the lineage; in the draft, too.
+LINEAGE = "lineage.json"
 
 #: Seconds to reach the server, to log a run, and to send one: the latter and one a megabyte.
 _REACH_SECONDS, _LOG_SECONDS, _SYNC_SECONDS = 10, 120, 120
@@ -64,6 +64,10 @@ def log_offline(record: Record, project: WandbProject, store: Store, draft: Path
         "run_id": record.run_id,
         "data_version": record.data_version,
         "alias": record.alias,
+        "consumed": {
+            name: version_alias(version["data_version"])
+            for name, version in record.consumes.items()
+        },
         "project": project.model_dump(),
         "files": sorted([*record.files, LINEAGE]),
     }
