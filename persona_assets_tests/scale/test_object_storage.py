@@ -15,7 +15,6 @@ from persona_assets_tests.object_storage import forget_servers, object_storage
 from persona_assets_tests.reliability.whole import other_rows
 from persona_assets_tests.scale.machines import Machine, machine, upload
 
-
 #: Seconds for anything, on a busy machine.
 WAIT = 1800
 
