@@ -3,7 +3,7 @@
 # make test        lint and tests
 # make test-vllm   the tests of the vLLM engine, with its build for CPUs in a venv of its own
 # make reliability what an operator fears, done on purpose and counted
-# make scale       Postgres restarted and a Ray node lost in the middle of real backfills
+# make scale       machines on object storage, Postgres restarted, a Ray node lost, all in real work
 # Each works alone on a fresh machine; the first one installs.
 
 PYTHON ?= python3
