@@ -60,9 +60,13 @@ class Node:
         return []
 
     def kill(self) -> None:
-        """SIGKILL to its raylet: to the cluster a machine that is no longer there."""
-        (raylet,) = [p for p in self.processes() if p.name() == "raylet"]
-        raylet.kill()
+        """SIGKILL to its raylet and all else of it, jobs too: a machine that is no longer there.
+
+        A raylet alone is not enough: its jobs go on for a while, to their end even.
+        """
+        for process in sorted(self.processes(), key=lambda process: process.name() != "raylet"):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def stop(self) -> None:
         """End all of it, however it is."""
