@@ -201,6 +201,8 @@ def growth(data: Path, folder: Path, postgres: str | None, cells: int) -> dict[s
             lay(data, folder, database, cells)
     study = load_study(folder / "studies" / f"{STUDY}.yaml")
     history = in_sqlite(folder / "dagster" / "history") if database is None else in_one(database)
+    if database is None:
+        history["MB of the runs' own files"] = of_runs(grown.Model(data, STUDY), study)
     found = {"cells": len(study.cells), **of_store(folder / "store"), **history}
     for name, command in COMMANDS.items():
         found |= {f"{name}: {k}": v for k, v in timed(command, environment).items()}
@@ -247,12 +249,20 @@ def of_store(store: Path) -> dict[str, Any]:
 
 
 def in_sqlite(history: Path) -> dict[str, Any]:
-    """Bytes and rows of the databases of all runs; each run has one of its own beside them."""
+    """Bytes and rows of the databases of all runs."""
     found = {}
     for name, tables in _DATABASES.items():
         found[f"MB of {name}"] = round((history / name).stat().st_size / 1e6, 1)
         found |= _rows(sqlalchemy.make_url(f"sqlite:///{history / name}"), tables)
     return found
+
+
+def of_runs(model: grown.Model, study: Study) -> float:
+    """Megabytes of the files with all of a run's events, one a run: as large as the model's."""
+    files = Counter(run.copy_of for run in grown.runs(model, Graph(study)))
+    folder = model.history / "runs"
+    sizes = {run: (folder / f"{run}.db").stat().st_size for run in files}
+    return round(sum(sizes[run] * count for run, count in files.items()) / 1e6, 1)
 
 
 def in_one(database: sqlalchemy.URL) -> dict[str, Any]:

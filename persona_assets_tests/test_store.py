@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 
 import polars as pl
 import pytest
 
-from persona_assets.audit import audit
+from persona_assets.audit import Distribution, audit
+from persona_assets.hashing import sha256_text
 from persona_assets.store import Manifest, Provenance, Ref, Store, StoreError, write_atomically
 
 INPUTS = {
@@ -418,3 +420,20 @@ def test_killed_while_landing_the_store_stays_whole(tmp_path, store):
         values.append(value)
     assert len(set(values)) > 1, "every kill hit the same version: the loop did not run"
     assert land(store, REF, -1).data_version == store.landed(REF).data_version
+
+
+def test_findings_are_hashed_over_all_fields_of_the_audits(tmp_path):
+    """The hash stands in ledgers that have landed: another way to it must lead to the same."""
+    spread = Distribution(
+        "rows", "tokens", "rows", [0.0, 1.0, 2.0], {"rows": [3, 4]}, [1.5], "each"
+    )
+    audits = [
+        audit("spread", True, observed="1", threshold="2", remedy="None.", details={"b": (1, 2)}),
+        audit("drawn", False, observed="3", threshold="4", remedy="None.", distribution=spread),
+    ]
+    with (store := Store(tmp_path, "s")).draft(REF) as draft:
+        (draft / "a.txt").write_text("a")
+        provenance = Provenance("run", {"upstream": {}, "code_version": "1"}, "0" * 64)
+        landed = store.land(REF, draft, provenance=provenance, audits=audits)
+    written = json.dumps([asdict(audit) for audit in audits], sort_keys=True)
+    assert landed.findings == store.landed(REF).findings == sha256_text(written)
