@@ -81,7 +81,7 @@ def test_only_the_run_and_what_it_says_is_left(logged, store):
     digest = base64.b64encode(hashlib.md5(b"[1, 2]").digest()).decode()
     assert answer["entries"]["checkpoint/training_log.json"] == digest
     assert answer["digest"] == json.loads((draft / "record.json").read_text())["digest"]
-    assert [p.name() for p in psutil.Process().children(recursive=True)] == []
+    assert set(psutil.Process().children(recursive=True)) <= others
 
 
 def test_a_sync_sends_run_artifact_and_lineage_and_leaves_all_files(
@@ -158,12 +158,13 @@ def test_nobody_there_is_told_at_once(logged, store, monkeypatch):
 def test_a_server_that_never_answers_takes_no_longer_than_is_granted(logged, store, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb_client, "_SYNC_SECONDS", 2)
+    others = set(psutil.Process().children(recursive=True))  # of other tests
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("WANDB_BASE_URL", address)
         with pytest.raises(Unpublished, match="no end of it within 2 s"):
             wandb_client.sync(record(), store, logged[0])
-    assert [p.name() for p in psutil.Process().children(recursive=True)] == []
+    assert set(psutil.Process().children(recursive=True)) <= others
 
 
 def test_the_client_ends_with_the_process_that_started_it(logged, tmp_path):
