@@ -81,7 +81,6 @@ def test_only_the_run_and_what_it_says_is_left(logged, store):
     digest = base64.b64encode(hashlib.md5(b"[1, 2]").digest()).decode()
     assert answer["entries"]["checkpoint/training_log.json"] == digest
     assert answer["digest"] == json.loads((draft / "record.json").read_text())["digest"]
-    assert set(psutil.Process().children(recursive=True)) <= others
 
 
 def test_a_sync_sends_run_artifact_and_lineage_and_leaves_all_files(
