@@ -103,6 +103,7 @@ def study_text(model: Study, cells: int) -> str:
     conditions = sum(len(arm.get("sources", raw["sources"])) for arm in raw["arms"].values())
     seeds = list(range(1, 1 + max(1, round(cells / conditions))))
     raw["questions"]["n_eval"] = model.questions.n_eval
+    raw.pop("publish", None)  # which is no part of a run
     return yaml.safe_dump(raw | {"name": model.name, "seeds": seeds}, sort_keys=False)
 
 

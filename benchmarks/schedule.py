@@ -8,7 +8,7 @@ share their host's line.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -126,7 +126,7 @@ def schedule(plan: Plan, carried: frozenset[str], machines: Machines) -> Schedul
     now = until = 0.0
     last: dict[str, float] = {}
     while pending or any(worker.unit for worker in workers):
-        for unit in [unit for unit in pending if _ready(plan, unit, pending, done)]:
+        for unit in [unit for unit in pending if may_start(plan, unit, pending, done)]:
             worker = next((worker for worker in workers if worker.unit is None), None)
             if worker is None and len(workers) < machines.gpus:
                 worker = _Worker(len(workers) // machines.gpus_a_host)
@@ -164,7 +164,7 @@ def _needs_gpu(unit: Unit) -> bool:
     return any(ref.asset in _EVALUATED or ref.asset == _TRAINED for ref in unit.refs)
 
 
-def _ready(plan: Plan, unit: Unit, pending: Iterable[Unit], done: set[Unit]) -> bool:
+def may_start(plan: Plan, unit: Unit, pending: Iterable[Unit], done: Set[Unit]) -> bool:
     """As the runner has it: what it waits for is there, and all training has been started."""
     evaluates = any(ref.asset in _EVALUATED for ref in unit.refs)
     if evaluates and plan.training.intersection(pending):

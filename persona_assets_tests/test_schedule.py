@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.schedule import HASHED, INPUTS, Machines, schedule
+from benchmarks.schedule import HASHED, INPUTS, Machines, may_start, schedule
 from persona_assets.graph import Graph
-from persona_assets.runner import plan
+from persona_assets.runner import Outcome, _Dispatcher, plan
 from persona_assets.store import Store
 
 
@@ -74,3 +74,19 @@ def test_a_process_a_unit_starts_an_engine_for_each_evaluation(scheduled):
     stay, once = scheduled(Machines(4)), ("compile, once a process", "start an engine")
     assert stay.parts["start"] == pytest.approx(4 * sum(map(value, once)))
     assert stay.wall < found.wall
+
+
+def test_what_may_start_is_what_the_runner_would_start(length_matched, tmp_path):
+    """From the first unit to the last; rationales that land late hold up all evaluations."""
+    todo = plan(Graph(length_matched), Store(tmp_path, "length_matched"), "librarian.*.42")
+    late = next(unit for unit in todo.units if unit.job == "rationales")
+    pending, done, held_up = list(todo.units), {}, 0
+    dispatcher = _Dispatcher("length_matched", todo, done, print)
+    while pending:
+        ready = dispatcher._ready(pending)
+        assert [unit for unit in pending if may_start(todo, unit, pending, done.keys())] == ready
+        held_up += ready == [late]
+        unit = next((unit for unit in ready if unit != late), late)
+        pending.remove(unit)
+        done[unit] = Outcome("done")
+    assert held_up
