@@ -264,12 +264,12 @@ def _shown_before(context: dg.AssetExecutionContext, manifest: Manifest) -> dict
 def _result(
     graph: Graph, store: Store, manifest: Manifest, metadata: dict[str, Any]
 ) -> dg.MaterializeResult:
-    folder = store.files_at(manifest)
+    tables = [n for n in manifest.files if n.endswith(".parquet") and not manifest.released]
     return dg.MaterializeResult(
         metadata={
             **metadata,
             **manifest.summary,
-            **table_metadata(graph, manifest, folder),
+            **table_metadata(graph, manifest.ref, {n: store.path(manifest.ref, n) for n in tables}),
             **lineage_links(graph, manifest),
             "path": dg.MetadataValue.path(store.address(manifest)),
             "data_version": manifest.data_version,

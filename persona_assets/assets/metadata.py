@@ -57,10 +57,9 @@ def definition_metadata(make: Callable[..., Any]) -> dict[str, Any]:
     return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference])}
 
 
-def table_metadata(graph: Graph, manifest: Manifest, folder: Path) -> dict[str, Any]:
+def table_metadata(graph: Graph, ref: Ref, files: Mapping[str, Path]) -> dict[str, Any]:
     """Rows, column schema and column lineage of the Parquet files that a partition landed."""
-    names = [name for name in manifest.files if name.endswith(".parquet")]
-    tables = {name.removesuffix(".parquet"): folder / name for name in names}
+    tables = {name.removesuffix(".parquet"): path for name, path in files.items()}
     if not tables:
         return {}
     schemas = {
@@ -70,11 +69,11 @@ def table_metadata(graph: Graph, manifest: Manifest, folder: Path) -> dict[str, 
         }
         for table, path in tables.items()
     }
-    metadata = schema_metadata(graph, manifest.ref, schemas)
+    metadata = schema_metadata(graph, ref, schemas)
     if len(tables) == 1:
         (path,) = tables.values()
         rows = pl.scan_parquet(path).select(pl.len()).collect().item()
-        kept = "dagster/row_count" if manifest.ref.key is None else "dagster/partition_row_count"
+        kept = "dagster/row_count" if ref.key is None else "dagster/partition_row_count"
         metadata[kept] = rows
     return metadata
 

@@ -18,6 +18,7 @@ from persona_assets.audit import audit
 from persona_assets.environment import PROCESS_TAG, process_name
 from persona_assets.graph import Graph
 from persona_assets.hub import HubError
+from persona_assets.object_store import ObjectStore
 from persona_assets.store import Ref, Store
 from persona_assets.unavailable import Unavailable
 from persona_assets_tests.conftest import PROJECT
@@ -239,3 +240,18 @@ def test_the_instance_tries_crashed_runs_again_and_failed_ones_not(tmp_path, mon
         queue = instance.get_concurrency_config().run_queue_config
         assert queue.max_concurrent_runs == 12  # more than the workers of `persona-assets run`
         assert list(queue.tag_concurrency_limits) == [{"key": "dagster/backfill", "limit": 10}]
+
+
+def test_what_another_machine_landed_is_kept_and_its_table_told(bench):
+    maker, table = Maker(), "dagster/row_count"
+    bench.store = ObjectStore("memory://kept", bench.folder / "one", bench.graph.study.name)
+    made = shown(bench.make(maker))
+    bench.store = ObjectStore("memory://kept", bench.folder / "other", bench.graph.study.name)
+    kept = shown(bench.make(maker))
+    assert len(maker.tries) == 1
+    assert made[table] == kept[table] == 2
+    assert kept["path"] == f"memory://kept/length_matched/question_bank/{version_of(bench)}"
+
+
+def version_of(bench: Bench) -> str:
+    return bench.store.landed(BANK).version

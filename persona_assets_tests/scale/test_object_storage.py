@@ -65,10 +65,10 @@ def test_two_machines_make_a_study_and_one_is_killed(project, storage, tmp_path)
     assert inputs.returncode == 0, inputs.stdout + inputs.stderr
     makers = [start(one, "librarian.*"), start(two, "comedian.*")]
     cells = [cell for cell in one.study.cells if cell.source == "comedian"]
-    until_landed(two, [Ref("cell_outcomes", cell.key) for cell in cells], 2)
+    until_landed(two, makers[1], [Ref("cell_outcomes", cell.key) for cell in cells], 2)
     makers[1].send_signal(signal.SIGKILL)
     makers[1].wait(60)
-    assert makers[0].wait(WAIT) == 0
+    assert makers[0].wait(WAIT) == 0, (one.data / "run.log").read_text()
     done = one.run("run", "--study", "tiny", "--workers", "2", timeout=WAIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert other_rows(one, project) is None
@@ -83,18 +83,22 @@ def test_two_machines_make_a_study_and_one_is_killed(project, storage, tmp_path)
 
 
 def start(machine: Machine, cells: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        machine.command("run", "--study", "tiny", "--cells", cells, "--workers", "1"),
-        env=machine.environment,
-        cwd=machine.data,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (machine.data / "run.log").open("w") as log:
+        return subprocess.Popen(
+            machine.command("run", "--study", "tiny", "--cells", cells, "--workers", "1"),
+            env=machine.environment,
+            cwd=machine.data,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
-def until_landed(project: Project, refs: list[Ref], count: int) -> None:
-    """Wait until so many of the partitions have landed."""
+def until_landed(
+    project: Project, maker: subprocess.Popen[bytes], refs: list[Ref], count: int
+) -> None:
+    """Wait until so many of the partitions, which a process is making, have landed."""
     deadline = time.monotonic() + WAIT
     while sum(project.store.manifest(ref) is not None for ref in refs) < count:
+        assert maker.poll() is None, (project.data / "run.log").read_text()
         assert time.monotonic() < deadline, f"{count} of {len(refs)} have not landed in {WAIT} s"
         time.sleep(0.5)
