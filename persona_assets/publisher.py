@@ -19,6 +19,12 @@ from persona_assets.runner import Outcome, Plan, Unit, execute
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 
+#: What a study file may say of each place.
+_SECTIONS = {
+    "wandb": "wandb: {project: my-project}",
+    "hub": "hub: {dataset: owner/my-rows, model: owner/my-adapters}",
+}
+
 #: Runs at a time: they log and upload, which more processors make little faster.
 WORKERS = 2
 
@@ -53,7 +59,7 @@ def places(study: Study, to: str | None = None) -> list[str]:
         what = f"publish.{to}" if to else "publish section"
         raise ValueError(
             f"study {study.name} has no {what} in its file: nothing of it is to be published. "
-            "Add one, such as `publish: {wandb: {project: my-project}}`; it stales nothing."
+            f"Add one, such as `publish: {{{_SECTIONS[to or 'wandb']}}}`; it stales nothing."
         )
     return named if to is None else [to]
 

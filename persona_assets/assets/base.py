@@ -191,9 +191,10 @@ def _tags(study: Study, asset: Asset) -> dict[str, str]:
         tuple(cell.key for cell in study.cells): "cell",
         study.conditions: "condition",
         tuple(contrast.key for contrast in study.contrast_list): "contrast",
+        study.forced_arms: "arm",
         KINDS: "repository",
     }
-    return {"study": study.name, "partitioned_by": grids.get(asset.keys, "arm")}
+    return {"study": study.name, "partitioned_by": grids.get(asset.keys, "bundle")}
 
 
 def _try_again(error: Unavailable, tries: int) -> dg.RetryRequested:
