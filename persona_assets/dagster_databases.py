@@ -42,8 +42,10 @@ def check_databases() -> None:
     """
     folder = _folder()
     require_writable(folder)
-    if "postgres" in _settings().get("storage", {}):
-        _check_postgres()
+    storage = _settings().get("storage", {})
+    if "postgres" in storage:
+        if {"PGHOST", "PGDATABASE"} <= set(_variables(storage)):  # as deploy/ says it
+            _check_postgres()
         return
     for path in (folder / name for name in DATABASES):
         if not path.exists():
@@ -84,7 +86,12 @@ def _variables(settings: Any) -> Iterator[str]:
 
 
 def _check_postgres() -> None:
-    import psycopg2
+    try:
+        import psycopg2
+    except ImportError as error:
+        raise DatabaseUnusable(
+            "Dagster's history is to be in Postgres: install persona_assets[postgres]"
+        ) from error
 
     with (
         databases_named(),

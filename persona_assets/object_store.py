@@ -2,9 +2,9 @@
 
 The same folders and manifests as in :mod:`persona_assets.store`, as objects below a URL; what this
 machine has written or read lies beside them in a local folder, the *mirror*, which may be removed
-at any time that no run is at work. Files are uploaded before the manifest that names them, and an
-upload of one object takes place whole or not at all: so here too a partition has landed when its
-manifest is there.
+when no run is at work and no upload in it is pending. Files are uploaded before the manifest that
+names them, and an upload of one object takes place whole or not at all: so here too a partition has
+landed when its manifest is there.
 
 Object storage has no locks. Processes on one machine take turns at a partition; two machines may
 make the same one, and then the manifest that is written last holds, over files that are whole.
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 #: What landed here and has not been uploaded yet, beside the files.
 _PENDING = "manifest.pending.json"
 _CHUNK = 1 << 22
+#: Protocols whose objects are in buckets that must be there before.
+_IN_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs"})
 
 
 class StoreUnavailable(StoreUnreachable, Unavailable):
@@ -75,6 +77,12 @@ class ObjectStore(Store):
     def __init__(self, url: str, mirror: Path, study: str):
         super().__init__(mirror, study)
         self.url = url.rstrip("/")
+        self._has_bucket = False
+        if "::" in url:
+            raise StoreError(
+                f"{environment.STORE}: {self.url} puts one file system on another, which need not "
+                "write an object whole or not at all. Name the object storage itself."
+            )
         if "@" in urlsplit(url).netloc:
             raise StoreError(
                 f"{environment.STORE} holds a user or password, which would end up in logs. Give "
@@ -118,13 +126,8 @@ class ObjectStore(Store):
         system, root = self._remote
         probe = posixpath.join(root, f".probe-{os.getpid()}")
         with _told(f"{self.url}/{self.study}", "cannot be written"):
-            try:
-                system.pipe_file(probe, b"\0")
-            except FileNotFoundError as error:
-                raise StoreError(
-                    f"{self.url} cannot be written: there is no such bucket. Make it, or mend "
-                    f"{environment.STORE}."
-                ) from error
+            self._require_bucket()
+            system.pipe_file(probe, b"\0")
             system.rm_file(probe)
 
     def _manifest_file(self, ref: Ref) -> tuple[str, bytes | None]:
@@ -135,7 +138,25 @@ class ObjectStore(Store):
                 content = self._remote[0].cat_file(self._object(ref, MANIFEST), max_concurrency=1)
                 return url, content
             except FileNotFoundError:
+                self._require_bucket()
                 return url, None
+
+    def _require_bucket(self) -> None:
+        """Tell what is not there from a bucket that is not: that holds for all of the study.
+
+        Raises:
+            StoreUnreachable: there is no such bucket.
+        """
+        if self._has_bucket:
+            return
+        system, root = self._remote
+        protocols = {system.protocol} if isinstance(system.protocol, str) else {*system.protocol}
+        if protocols & _IN_BUCKETS and not system.exists(root.lstrip("/").partition("/")[0]):
+            raise StoreUnreachable(
+                f"{self.url} cannot be used: there is no such bucket. Make it, or mend "
+                f"{environment.STORE}."
+            )
+        self._has_bucket = True
 
     def address(self, manifest: Manifest) -> str:
         return self._url(manifest.ref, manifest.version)
@@ -162,7 +183,9 @@ class ObjectStore(Store):
             try:
                 found = self._remote[0].find(folder, detail=True)
             except FileNotFoundError:
-                return {}
+                found = {}
+            if not found:
+                self._require_bucket()
         start = len(folder.lstrip("/")) + 1
         return {path.lstrip("/")[start:]: info["size"] for path, info in found.items()}
 
@@ -249,8 +272,10 @@ class ObjectStore(Store):
             return
         url = self._url(manifest.ref, manifest.version, name)
         path = self._object(manifest.ref, manifest.version, name)
-        with _told(url, "cannot be set aside"):
-            self._remote[0].mv(path, posixpath.join(posixpath.dirname(path), f".damaged-{found}"))
+        aside = posixpath.join(posixpath.dirname(path), f".damaged-{found}")
+        # Another machine may have been first.
+        with _told(url, "cannot be set aside"), suppress(FileNotFoundError):
+            self._remote[0].mv(path, aside)
         raise StoreError(
             f"{url} has SHA-256 {found}, its manifest says {manifest.files[name]['sha256']}. It "
             f"was set aside as .damaged-{found}. Materialize {manifest.ref} again."
@@ -275,10 +300,21 @@ class ObjectStore(Store):
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             pending.unlink(missing_ok=True)  # as good as not landed
             return
-        there = self.manifest(ref)
-        whole = manifest.released or not Store.damage(self, manifest)
-        if whole and (there is None or there.landed_at <= manifest.landed_at):
-            self._upload(manifest)
+        try:
+            there = self.manifest(ref)
+        except StoreUnreachable:
+            raise
+        except StoreError:  # damaged: as good as none
+            there = None
+        made = (manifest.version, manifest.provenance.run_id)
+        older = there is None or there.landed_at <= manifest.landed_at
+        if older and (there is None or (there.version, there.provenance.run_id) != made):
+            try:
+                self._upload(manifest)
+            except StoreUnreachable:
+                raise
+            except StoreError:  # a file of it is damaged: it is made again
+                pass
         pending.unlink()
 
     def _declare(self, manifest: Manifest) -> None:
@@ -301,7 +337,7 @@ class ObjectStore(Store):
             path, entry = self.files_at(manifest) / name, manifest.files[name]
             verify_file(path, entry, manifest.ref)
             if there.get(name) != entry["bytes"]:
-                with _told(self._url(manifest.ref, manifest.version, name), "cannot be written"):
+                with self._writing(self._url(manifest.ref, manifest.version, name)):
                     self._remote[0].put_file(
                         str(path), self._object(manifest.ref, manifest.version, name)
                     )
@@ -310,9 +346,17 @@ class ObjectStore(Store):
         self._put_manifest(manifest)
 
     def _put_manifest(self, manifest: Manifest) -> None:
-        with _told(self._url(manifest.ref, MANIFEST), "cannot be written"):
+        with self._writing(self._url(manifest.ref, MANIFEST)):
             content = manifest.to_json().encode()
             self._remote[0].pipe_file(self._object(manifest.ref, MANIFEST), content)
+
+    @contextmanager
+    def _writing(self, url: str) -> Iterator[None]:
+        with _told(url, "cannot be written"):
+            try:
+                yield
+            except FileNotFoundError as error:
+                raise StoreUnreachable(f"{url} cannot be written ({error}).") from error
 
     def release(self, ref: Ref) -> None:
         manifest = self.landed(ref)
@@ -320,10 +364,10 @@ class ObjectStore(Store):
             self._put_manifest(replace(manifest, released=True))
         system, _ = self._remote
         with _told(self._url(ref), "cannot be cleared of released files"):
-            objects = system.find(self._object(ref))
-            old = [path for path in objects if posixpath.basename(path) != MANIFEST]
-            if old:
-                system.rm(old)
+            # Of that version alone: another machine may be uploading the next one.
+            if objects := system.find(self._object(ref, manifest.version)):
+                with suppress(FileNotFoundError):
+                    system.rm(objects)
         if self.folder(ref).is_dir():
             self._clear(ref)
 
@@ -333,6 +377,7 @@ class _Surveyed(ObjectStore):
 
     def __init__(self, store: ObjectStore):
         super().__init__(store.url, store.root.parent, store.study)
+        self._store = store
         folder = self._remote[1]
         self._bytes = self._below(folder, f"{self.url}/{self.study}")
 
@@ -340,6 +385,10 @@ class _Surveyed(ObjectStore):
         if self._path(ref, MANIFEST) not in self._bytes:
             return self._url(ref, MANIFEST), None
         return super()._manifest_file(ref)
+
+    def damage(self, manifest: Manifest) -> str:
+        """As of the listing; what has landed since is looked at by itself."""
+        return super().damage(manifest) and self._store.damage(manifest)
 
     def _sizes(self, manifest: Manifest) -> dict[str, int]:
         paths = {name: self._path(manifest.ref, manifest.version, name) for name in manifest.files}
@@ -355,7 +404,7 @@ def _told(url: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, StoreError):
+    except (FileNotFoundError, StoreError):  # what is not there is the caller's to judge
         raise
     except PermissionError as error:
         raise StoreUnreachable(

@@ -56,9 +56,18 @@ def pool_of(asset: str, study: Study) -> str | None:
 
 
 def reservation(assets: Collection[str], study: Study) -> dict[str, float]:
-    """What a run over ``assets`` reserves on a cluster, by dagster-ray's names."""
+    """What a run over ``assets`` reserves on a cluster, by dagster-ray's names.
+
+    Raises:
+        ValueError: they want a GPU, and the study file says that none is to be reserved.
+    """
     models = any(pool_of(asset, study) in _MODELS for asset in assets)
     compute = study.compute
+    if not compute.gpus and any(pool_of(asset, study) == "gpu" for asset in assets):
+        raise ValueError(
+            f"study {study.name}: compute.gpus is 0, and {', '.join(assets)} wants a GPU: say in "
+            "the study file how much of one a run reserves"
+        )
     return {"num_cpus": compute.threads, "num_gpus": compute.gpus if models else 0}
 
 

@@ -14,6 +14,7 @@ from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.object_store import open_store
 from persona_assets.publish_table import PLACES, PUBLISH_JOBS
+from persona_assets.publishing import wandb_client
 from persona_assets.publishing.markers import KEYS, MARKED, Markers
 from persona_assets.runner import Outcome, Plan, Unit, execute
 from persona_assets.store import Ref, Store
@@ -128,7 +129,9 @@ def _refs(graph: Graph, place: str) -> list[Ref]:
 
 def _pending(freshness: Freshness, ref: Ref) -> str:
     """Why a landed partition is not yet at its place; nothing if it is."""
-    marker = Markers(environment.publish_dir(), freshness.graph.study.name).read(ref)
-    if marker is None or marker.data_version != freshness.manifest(ref).data_version:
-        return "there is no marker of its publication"
+    study = freshness.graph.study
+    marker = Markers(environment.publish_dir(), study.name).read(ref)
+    now = (freshness.manifest(ref).data_version, wandb_client.target(study.publish.wandb))
+    if marker is None or (marker.data_version, marker.target) != now:
+        return f"there is no marker of its publication at {now[1]}"
     return marker.why if marker.status == "pending" else ""

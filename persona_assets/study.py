@@ -90,7 +90,7 @@ class Contrast:
 class Study(StudyFile):
     """A validated study and the grid derived from it."""
 
-    @cached_property
+    @property
     def content(self) -> dict[str, Any]:
         """The parsed file as JSON, less what changes no result: where it runs, who is shown it."""
         return self.model_dump(mode="json", exclude={"publish": True, "compute": {"gpus"}})

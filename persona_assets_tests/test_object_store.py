@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +16,7 @@ import pytest
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.object_store import ObjectStore, StoreUnavailable, open_store
-from persona_assets.store import Ref, Store, StoreError
+from persona_assets.store import Manifest, Ref, Store, StoreError, StoreUnreachable
 from persona_assets_tests.object_storage import (
     BUCKET,
     URL,
@@ -124,6 +126,7 @@ def test_a_damaged_manifest_is_named_by_its_url(storage, here, there):
 
 _KILLED = """
 import os, signal, sys
+from datetime import UTC, datetime
 from pathlib import Path
 from persona_assets.object_store import ObjectStore
 from persona_assets_tests.object_storage import URL
@@ -149,28 +152,22 @@ def test_a_process_killed_before_the_manifest_has_landed_nothing_and_lost_nothin
     assert there.frame(REF)["value"].to_list() == [7]
 
 
-def test_what_could_not_be_uploaded_gives_way_to_what_landed_later(storage, here, there):
-    def unreachable(manifest) -> None:
-        raise StoreUnavailable("no answer")
-
-    here._put_manifest = unreachable
-    with pytest.raises(StoreUnavailable):
-        land(here, REF, 7)
-    del here._put_manifest
-    later = land(there, REF, 8)
-    pending = here.folder(REF) / "manifest.pending.json"
-    text = pending.read_text()
-    then = here.manifest(REF).from_json(text).landed_at
-    assert later.landed_at >= then
-    pending.write_text(text)
+def test_what_could_not_be_uploaded_gives_way_to_what_landed_later(here, there):
+    path = pending(here, 7)
+    while Manifest.from_json(path.read_text()).landed_at == now():
+        time.sleep(0.05)
+    land(there, REF, 8)
     with here.turn(REF):
-        pass
-    assert not pending.exists()
+        assert here.frame(REF)["value"].to_list() == [8]
+    assert not path.exists()
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def test_released_files_are_gone_everywhere_but_their_manifest(storage, here, there):
     land(here, REF, 7)
-    land(here, REF, 8)
     there.release(REF)
     assert storage.objects() == [f"{FOLDER}/manifest.json"]
     assert here.landed(REF).released
@@ -180,8 +177,15 @@ def test_released_files_are_gone_everywhere_but_their_manifest(storage, here, th
 
 def test_a_missing_bucket_is_told_before_any_work(storage, tmp_path):
     store = ObjectStore("s3://no-such-bucket/x", tmp_path, "study")
-    with pytest.raises(StoreError, match=r"s3://no-such-bucket/x.* there is no such bucket"):
-        store.require_writable()
+    for ask in (
+        store.require_writable,
+        lambda: store.manifest(REF),
+        store.survey,
+        lambda: land(store, REF, 7),
+    ):
+        with pytest.raises(StoreUnreachable, match=r"s3://no-such-bucket/x.* no such bucket"):
+            ask()
+    assert (store.folder(REF) / "manifest.pending.json").exists()
 
 
 def test_a_store_that_can_be_written_keeps_no_probe(storage, here):
@@ -206,6 +210,62 @@ def test_no_password_in_the_url(tmp_path):
     with pytest.raises(StoreError, match="holds a user or password") as error:
         ObjectStore("s3://key:secret@bucket/x", tmp_path, "study")
     assert "secret" not in str(error.value)
+
+
+def test_one_file_system_on_another_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="puts one file system on another"):
+        ObjectStore("simplecache::s3://bucket/x", tmp_path, "study")
+
+
+def pending(store: ObjectStore, value: int) -> Path:
+    """Land a value that cannot be uploaded; what is left of it."""
+
+    def unreachable(manifest) -> None:
+        raise StoreUnavailable("no answer")
+
+    store._put_manifest = unreachable
+    with pytest.raises(StoreUnavailable):
+        land(store, REF, value)
+    del store._put_manifest
+    return store.folder(REF) / "manifest.pending.json"
+
+
+def test_what_was_uploaded_and_released_since_is_not_uploaded_again(storage, here, there):
+    path = pending(here, 7)
+    text = path.read_text()
+    with here.turn(REF):
+        pass
+    there.release(REF)
+    path.write_text(text)  # as if killed before it could be removed
+    with here.turn(REF):
+        pass
+    assert storage.objects() == [f"{FOLDER}/manifest.json"]
+    assert there.landed(REF).released
+
+
+def test_what_is_pending_replaces_a_damaged_manifest(storage, here, there):
+    land(there, REF, 8)
+    pending(here, 7)
+    storage.write(f"{FOLDER}/manifest.json", b"{")
+    with here.turn(REF):
+        assert there.frame(REF)["value"].to_list() == [7]
+
+
+def test_what_is_pending_and_damaged_is_given_up(storage, here):
+    path = pending(here, 7)
+    (table,) = here.folder(REF).glob("*/rows.parquet")
+    table.write_bytes(table.read_bytes()[:-1] + b"?")
+    with here.turn(REF):
+        assert here.manifest(REF) is None
+    assert not path.exists()
+
+
+def test_what_lands_after_a_listing_is_not_called_damaged(here, there):
+    land(here, REF, 7)
+    survey = there.survey()
+    manifest = land(here, REF, 8)
+    assert survey.manifest(REF) == manifest
+    assert survey.damage(manifest) == ""
 
 
 def test_an_unknown_protocol_is_named(tmp_path):

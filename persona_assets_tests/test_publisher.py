@@ -8,6 +8,7 @@ import pytest
 
 from persona_assets import environment, publisher
 from persona_assets.graph import Graph
+from persona_assets.publishing import wandb_client
 from persona_assets.publishing.markers import KEYS, Markers
 from persona_assets.runner import plan as run_plan
 from persona_assets.store import Ref
@@ -51,11 +52,20 @@ def test_with_a_key_what_is_pending_is_made_again(mini_store, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "key")
     markers = Markers(environment.publish_dir(), "mini")
     done, other = Ref("wandb_run", CELL), Ref("wandb_bundle", "trained")
+    there = wandb_client.target(MINI.study.publish.wandb)
     for ref in (done, other):
-        markers.publish(ref, mini_store.landed(ref).data_version, "there", lambda: "url")
-    markers.publish(other, "other content", "there", lambda: "url")
+        markers.publish(ref, mini_store.landed(ref).data_version, there, lambda: "url")
+    markers.publish(other, "other content", there, lambda: "url")
     units = by_ref(publisher.plan(MINI, mini_store, ["wandb"]))
     assert {ref for ref, unit in units.items() if not unit.again} == {done}
+    monkeypatch.setenv("WANDB_BASE_URL", "https://another.example")
+    assert all(unit.again for unit in by_ref(publisher.plan(MINI, mini_store, ["wandb"])).values())
+
+
+def test_a_password_in_the_servers_address_is_told_nowhere(monkeypatch, mini):
+    monkeypatch.setenv("WANDB_BASE_URL", "https://someone:secret@w.example/api/")
+    project = mini.publish.wandb.project
+    assert wandb_client.target(mini.publish.wandb) == f"https://w.example/api/{project}"
 
 
 def test_what_has_not_landed_is_left_out_by_name(own_mini_store):

@@ -123,6 +123,13 @@ def upload(
             f"{repository} holds another study ({listed(others)}): nothing was uploaded. Name "
             "another repository under publish.hub, or remove that file there."
         )
+    ours = any(path.startswith(STUDY_FOLDER) for path in there)
+    in_the_way = [path for path in files if path in there and path != "README.md"]
+    if not ours and in_the_way:
+        raise HubError(
+            f"{repository} has files of somebody else's in the way ({listed(in_the_way[:3])}): "
+            "nothing was uploaded. Name another repository under publish.hub."
+        )
     written = tuple(path for path in files if not _holds(there.get(path), files[path]))
     removed = tuple(path for path in there if path not in files and repository.own.fullmatch(path))
     if not written and not removed:

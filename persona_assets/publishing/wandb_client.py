@@ -50,7 +50,14 @@ def host() -> str:
 
 def target(project: WandbProject) -> str:
     """Server and project, in a word."""
-    return "/".join(filter(None, (host(), project.entity, project.project)))
+    return "/".join(filter(None, (_shown(host()), project.entity, project.project)))
+
+
+def _shown(address: str) -> str:
+    """An address without the password that it may hold."""
+    scheme, mark, rest = address.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{place.rpartition('@')[2]}{slash}{path}"
 
 
 def log_offline(record: Record, project: WandbProject, store: Store, draft: Path) -> dict[str, Any]:
@@ -101,7 +108,7 @@ def sync(record: Record, store: Store, draft: Path) -> str:
             size = sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
             return _child("sync", copy, key, _SYNC_SECONDS + size // 10**6)["url"]
     except ClientFailed as error:
-        raise Unpublished(f"{host()}: {error}") from error
+        raise Unpublished(f"{_shown(host())}: {error}") from error
 
 
 def _lay(
@@ -150,7 +157,10 @@ def _child(task: str, folder: Path, variables: Mapping[str, str], seconds: float
             _end(child)
             os.close(ours)
             os.close(its)
-    answer = json.loads(out.splitlines()[-1]) if child.returncode == 0 else {}
+    try:
+        answer = json.loads(out.splitlines()[-1]) if child.returncode == 0 else {}
+    except (IndexError, ValueError):
+        answer = {}
     if why := answer.get("error") or (not answer and f"the wandb client failed: {err[-2000:]}"):
         raise ClientFailed(_without_key(why, variables))
     return answer
@@ -165,7 +175,7 @@ def _end(child: subprocess.Popen) -> None:
 
 def _without_key(text: str, variables: Mapping[str, str]) -> str:
     key = variables.get(KEYS["wandb"])
-    return text.replace(key, "…") if key else text
+    return text.replace(host(), _shown(host())).replace(key or "\0", "…")
 
 
 def _environment(home: str) -> dict[str, str]:

@@ -64,8 +64,12 @@ class Record:
 
     @property
     def data_version(self) -> str:
-        """Hash of the content: all but provenance, and files by their partition's version."""
-        content = replace(self, provenance={}, lineage={}, files={})
+        """Hash of the content: all but provenance, and files by their partition's version.
+
+        Files name the run that made them; so what is consumed goes by its content, not by digest.
+        """
+        consumed = {name: {"data_version": c["data_version"]} for name, c in self.consumes.items()}
+        content = replace(self, provenance={}, lineage={}, files={}, consumes=consumed)
         return sha256_json(as_json(asdict(content)) | {"files": sorted(self.files)})
 
     @property

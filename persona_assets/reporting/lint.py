@@ -8,6 +8,7 @@ there; what names nothing may hold no digit but those of the study file's own na
 from __future__ import annotations
 
 import html.parser
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -276,7 +277,7 @@ def _unknown_codes(
 
 def _known_codes(db: duckdb.DuckDBPyConnection, ledger: Ledger, study: Study) -> set[str]:
     """The names that may be set as code: of numbers, cells, columns, lexicon words, hashes."""
-    known = {P_FORMULA, *ledger, *_strings(study.model_dump(mode="json"))}
+    known = {P_FORMULA, *ledger, *_strings(study.content)}
     known |= set(queries.study_row(db).values())
     known |= {cell.key for cell in study.cells} | set(study.conditions)
     known |= {contrast.key for contrast in study.contrast_list}
@@ -348,7 +349,7 @@ def _around(line: str, token: str) -> str:
 
 def _names(study: Study) -> set[str]:
     """What the study file's own words have digits in: models, revisions, hypotheses."""
-    texts = _strings(study.model_dump(mode="json"))
+    texts = _strings(study.content)
     return {token for text in texts for token in _tokens(text)}
 
 
@@ -394,7 +395,7 @@ def _figures(page: Page) -> Iterator[str]:
 
 def _acronyms(page: Page, study: Study) -> Iterator[str]:
     prose = page.prose
-    for own in sorted(set(_strings(study.model_dump(mode="json"))), key=len, reverse=True):
+    for own in sorted(set(_strings(study.content)), key=len, reverse=True):
         if re.search("[A-Z]{2}|CoT|LoRA", own):  # the study file's own words are its author's
             prose = prose.replace(own, " ")
     for acronym, introduced in ACRONYMS.items():
@@ -404,7 +405,7 @@ def _acronyms(page: Page, study: Study) -> Iterator[str]:
         at = prose.find(introduced)
         if at < 0 or used.start() < at:
             yield f"{acronym} is used before it is introduced as “{introduced}”"
-    file = study.model_dump_json()
+    file = json.dumps(study.content, ensure_ascii=False)
     for other in sorted(set(re.findall(r"\b[A-Z]{2,}\b", prose))):
         if other not in {*ACRONYMS, *_WORDS} and other not in file:
             yield f"{other} is nowhere introduced"

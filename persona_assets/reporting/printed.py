@@ -126,7 +126,7 @@ class StudyValues(Mapping[str, float]):
     """
 
     def __init__(self, study: Study):
-        self._values = dict(_leaves(study.model_dump(mode="json"))) | {
+        self._values = dict(_leaves(study.content)) | {
             f"grid.{name}": float(value) for name, value in _grid(study).items()
         }
 
