@@ -22,6 +22,7 @@ from persona_assets.environment import WORKER_TAG, process_name
 from persona_assets.launcher import RAY_TAG, was_launched
 from persona_assets.pools import open_pools, reservation
 from persona_assets.ray_launcher import RayLauncher
+from persona_assets.study_schema import ComputeSettings
 from persona_assets_tests.conftest import PROJECT
 
 DEPLOY = PROJECT / "deploy"
@@ -105,6 +106,15 @@ def test_what_needs_a_model_reserves_what_the_study_says(mini, length_matched):
     for asset in ("base_model", "prior_checkpoint", "prior_accuracies", "checkpoint"):
         assert reservation([asset], other) == {"num_cpus": 3, "num_gpus": 0.25}
     assert reservation(["contrast_estimate"], other) == {"num_cpus": 3, "num_gpus": 0}
+
+
+def test_a_model_that_wants_a_gpu_is_not_left_without_one(length_matched):
+    silent = length_matched.model_copy(update={"compute": ComputeSettings()})
+    with pytest.raises(
+        ValueError, match=r"length_matched: compute.gpus is 0, and checkpoint wants"
+    ):
+        reservation(["checkpoint"], silent)
+    assert reservation(["training_dataset"], silent)["num_gpus"] == 0
 
 
 @pytest.mark.parametrize(
