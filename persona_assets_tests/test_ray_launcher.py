@@ -110,9 +110,7 @@ def test_what_needs_a_model_reserves_what_the_study_says(mini, length_matched):
 
 def test_a_model_that_wants_a_gpu_is_not_left_without_one(length_matched):
     silent = length_matched.model_copy(update={"compute": ComputeSettings()})
-    with pytest.raises(
-        ValueError, match=r"length_matched: compute.gpus is 0, and checkpoint wants"
-    ):
+    with pytest.raises(ValueError, match=r"compute.gpus is 0, and checkpoint wants a GPU"):
         reservation(["checkpoint"], silent)
     assert reservation(["training_dataset"], silent)["num_gpus"] == 0
 
