@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class View:
     """A view: what it answers, its query, and what the columns mean that no table has.
 
-    ``stored`` ones are tables made by that query, because many numbers read them.
+    ``stored`` ones are tables made by that query, because many numbers read them; their rows have
+    an order, or the same study would give another file.
     """
 
     comment: str
@@ -60,6 +61,7 @@ VIEWS: dict[str, View] = {
             SELECT cell, source, arm, seed, persona, scaffold, predicted_letter, count(*) AS n
             FROM outcomes GROUP BY ALL
         )
+        ORDER BY cell, persona, scaffold, predicted_letter
         """,
         {"n": "Answers.", "share": "Of the answers of that cell, persona and scaffold."},
         stored=True,
@@ -70,6 +72,7 @@ VIEWS: dict[str, View] = {
         SELECT cell, source, arm, seed, persona, scaffold, stop_reason, count(*) AS n,
             sum(rationale_tokens)::BIGINT AS tokens
         FROM outcomes WHERE stop_reason IS NOT NULL GROUP BY ALL
+        ORDER BY cell, persona, scaffold, stop_reason
         """,
         {"n": "Rationales.", "tokens": "Tokens of all of them."},
         stored=True,

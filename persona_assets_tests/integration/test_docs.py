@@ -44,6 +44,7 @@ ELSEWHERE = {
     # On a GPU; the server itself in evaluation/test_server.py, over vLLM in vllm/test_server.py.
     "persona-assets serve": "",
     "persona-assets serve --study length_matched": "",
+    "pip install '.[s3]'": "",  # what tests need of it is installed
     "pip install '.[gpu]'": "",  # some gigabytes, for a GPU
     # Postgres and Ray: `make scale`, and a sample in scale/test_sample.py.
     "make scale": "pytest -m heavy",
@@ -274,7 +275,8 @@ def test_links_and_named_files_are_there():
         for target in re.findall(r"\]\(([^)#]+)", text):
             assert (PROJECT / page).parent.joinpath(target).exists(), (page, target)
         for name in re.findall(r"`([\w/]+\.py)`", text):
-            found = list((PROJECT / "persona_assets").rglob(Path(name).name))
+            folders = (PROJECT / "persona_assets", PROJECT / "benchmarks")
+            found = [path for folder in folders for path in folder.rglob(Path(name).name)]
             assert any(str(path).endswith(f"/{name}") for path in found), (page, name)
 
 

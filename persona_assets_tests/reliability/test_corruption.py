@@ -7,6 +7,7 @@ from unittest.mock import ANY
 
 import pytest
 
+from persona_assets import manifest as manifest_module
 from persona_assets import store as store_module
 from persona_assets.store import Ref
 from persona_assets_tests.reliability import corruption
@@ -72,7 +73,7 @@ def test_a_store_that_believes_its_files_is_noticed(project, on, monkeypatch):
 
 
 def test_manifests_without_a_hash_of_their_own_are_noticed(project, on, monkeypatch):
-    monkeypatch.setattr(store_module, "_seal", lambda raw: ANY)
+    monkeypatch.setattr(manifest_module, "_seal", lambda raw: ANY)
     row = corruption._manifests(on, project.data, 3, random.Random(7))
     assert row.lost > 0
     assert "it was read, with other content" in row.faults[0]

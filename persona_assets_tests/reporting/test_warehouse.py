@@ -12,6 +12,7 @@ import pytest
 
 from persona_assets.evaluation.outcomes import SCHEMA
 from persona_assets.questions.bank import content_hash, from_frame
+from persona_assets.reporting import queries
 from persona_assets.reporting.comments import COLUMNS
 from persona_assets.reporting.views import VIEWS
 from persona_assets.reporting.warehouse import WarehouseError, warehouse_audits
@@ -308,3 +309,19 @@ def test_a_second_wrong_letter_of_a_question_is_named(landed, tmp_path, to_right
 
 def test_synthetic_bank_has_questions_of_every_size():
     assert {len(q.choices) for q in bank(6)} == {3, 4, 5}
+
+
+def test_stored_views_have_their_rows_in_order(warehouse):
+    orders = {
+        "question_losses": "axis, scaffold, arm, source, seed, question_id",
+        "predicted_letters": "cell, persona, scaffold, predicted_letter",
+        "stop_reasons": "cell, persona, scaffold, stop_reason",
+    }
+    assert {name for name, view in VIEWS.items() if view.stored} <= orders.keys()
+    with queries.open_warehouse(warehouse) as db:
+        for name, view in VIEWS.items():
+            if view.stored:
+                asked = f"SELECT {orders[name]} FROM {name}"
+                rows = db.execute(asked).fetchall()
+                assert rows == db.execute(f"{asked} ORDER BY ALL").fetchall()
+                assert len(rows) > 1
