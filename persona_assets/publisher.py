@@ -114,8 +114,7 @@ def plan(graph: Graph, store: Store, asked: Sequence[str]) -> Plan:
                     continue
                 fresh = freshness.state(ref) == "fresh"
                 # What is on the hub is compared with what landed each time, which costs little.
-                late = place not in MARKED or _pending(freshness, ref)
-                again = bool(key and fresh and late)
+                again = bool(key and fresh and (place not in MARKED or _pending(freshness, ref)))
                 unit = makers[ref] = Unit(job, ref.key, (ref,), again)
                 todo.units.append(unit)
                 todo.waits_for[unit] = {makers[u] for u in upstream if u in makers}

@@ -184,11 +184,7 @@ def test_consumers_refuse_a_failed_partition_across_runs(served, webserver):
     """A range of datasets is backfilled, one fails a blocking check; then their checkpoints."""
     failed, *good = (
         f"{condition}.42"
-        for condition in (
-            "comedian.scrambled_english_cot",
-            "librarian.contradicting_cot",
-            "comedian.contradicting_cot",
-        )
+        for condition in ("comedian.scrambled_english_cot", "comedian.contradicting_cot")
     )
     spoil(served, failed.removesuffix(".42"))
     for cell in (failed, *good):
