@@ -188,7 +188,7 @@ _VIEWER = {
 
 
 @contextmanager
-def wandb_server() -> Iterator[Wandb]:
+def wandb_server(port: int = 0) -> Iterator[Wandb]:
     """The server, and what it was sent."""
     wandb = Wandb()
 
@@ -241,7 +241,7 @@ def wandb_server() -> Iterator[Wandb]:
         def log_message(self, *arguments: object) -> None:
             """Keep quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     wandb.url = f"http://127.0.0.1:{server.server_port}"
     try:

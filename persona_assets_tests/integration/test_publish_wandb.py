@@ -77,14 +77,14 @@ def lineage(project: Project, ref: Ref) -> dict[str, Any]:
     return json.loads(project.store.path(ref, "lineage.json").read_text("utf-8"))
 
 
-def settled(project: Project, folder: Path, keep: Ref) -> Project:
-    """A copy in which all is marked as published but ``keep``."""
+def settled(project: Project, folder: Path, keep: Ref, target: str) -> Project:
+    """A copy in which all is marked as published at ``target`` but ``keep``."""
     own = project.copy(folder / "data")
     markers = Markers(own.data / "publish", "tiny")
     for name in ("wandb_run", "wandb_bundle"):
         for ref in own.graph.assets[name].refs():
             if ref != keep:
-                markers.publish(ref, own.store.landed(ref).data_version, "there", lambda: "url")
+                markers.publish(ref, own.store.landed(ref).data_version, target, lambda: "url")
     return own
 
 
@@ -231,12 +231,13 @@ def test_publishing_again_does_nothing(published):
 
 
 def test_an_unreachable_server_fails_nothing_and_is_caught_up(published, tmp_path, monkeypatch):
-    own = settled(published, tmp_path, TRAINED)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    nobody = f"http://127.0.0.1:{port}"
+    own = settled(published, tmp_path, TRAINED, f"{nobody}/team/leakage")
     for name, value in own.environment.items():
         monkeypatch.setenv(name, value)
     markers, key = Markers(own.data / "publish", "tiny"), CANARIES["WANDB_API_KEY"]
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}"
     missed = own.run(*PUBLISH, WANDB_API_KEY=key, WANDB_BASE_URL=nobody)
     assert missed.returncode == 1, missed.stdout + missed.stderr
     assert f"pending: {TRAINED}: {nobody}" in missed.stdout
@@ -247,7 +248,7 @@ def test_an_unreachable_server_fails_nothing_and_is_caught_up(published, tmp_pat
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert [text for text in warnings if f"{TRAINED} is pending, {nobody}" in text]
 
-    with wandb_server() as wandb:
+    with wandb_server(port) as wandb:
         caught_up = own.run(*PUBLISH, WANDB_API_KEY=key, WANDB_BASE_URL=wandb.url)
         assert caught_up.returncode == 0, caught_up.stdout + caught_up.stderr
         sent = len(wandb.requests)
