@@ -129,8 +129,9 @@ def _refs(graph: Graph, place: str) -> list[Ref]:
 def _pending(freshness: Freshness, ref: Ref) -> str:
     """Why a landed partition is not yet at its place; nothing if it is."""
     study = freshness.graph.study
-    marker = Markers(environment.publish_dir(), study.name).read(ref)
-    now = (freshness.manifest(ref).data_version, wandb_client.target(study.publish.wandb))
-    if marker is None or (marker.data_version, marker.target) != now:
-        return f"there is no marker of its publication at {now[1]}"
-    return marker.why if marker.status == "pending" else ""
+    markers = Markers(environment.publish_dir(), study.name)
+    target = wandb_client.target(study.publish.wandb)
+    if markers.published(ref, freshness.manifest(ref).data_version, target):
+        return ""
+    marker = markers.read(ref)
+    return (marker and marker.why) or f"there is no marker of its publication at {target}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from typing import Any, cast
 
 import dagster as dg
@@ -69,39 +68,20 @@ def _logged(task: Task, record: Record) -> Made:
         "files": len(logged["entries"]),
         "bytes": size,
     }
-    target = wandb_client.target(project)
-    return sent(
-        task,
-        "wandb",
-        target,
-        record.data_version,
-        lambda: wandb_client.sync(record, task.store, task.draft),
-        summary,
-    )
-
-
-def sent(
-    task: Task, place: str, target: str, data_version: str, send: Callable[[], str], summary: dict
-) -> Made:
-    """What a publish asset has made, sent to its place where there is a key for that.
-
-    Args:
-        place: A key of ``markers.KEYS``.
-        target: Where there, in a word.
-        data_version: Of the content.
-        send: Sends it and returns its URL; raises ``Unpublished``.
-        summary: Of the partition.
-    """
-    variable = KEYS[place]
-    has_key = bool(os.environ.get(variable))
+    key = KEYS["wandb"]
     marker = Markers(environment.publish_dir(), task.study.name).publish(
-        task.ref, data_version, target, send if has_key else f"{variable} is not set"
+        task.ref,
+        record.data_version,
+        wandb_client.target(project),
+        (lambda: wandb_client.sync(record, task.store, task.draft))
+        if os.environ.get(key)
+        else f"{key} is not set",
     )
-    pending = has_key and marker.status == "pending"
+    pending = os.environ.get(key) and marker.status == "pending"
     return Made(
         audits=[published_audit(marker)],
         summary=summary,
         metadata={"url": dg.MetadataValue.url(marker.url)} if marker.url else {},
-        data_version=data_version,
+        data_version=record.data_version,
         warnings=[f"{task.ref} is pending, {marker.why}"] if pending else [],
     )
