@@ -1,9 +1,9 @@
 """GPUs: which there are, and one for each process that wants one.
 
 A process leases a GPU before it loads a model and keeps it until it ends, however it ends: the
-lease is a lock on a file in the data folder. The GPUs are those of CUDA_VISIBLE_DEVICES where that
-is set, else all of the machine's. A Ray job has what Ray has reserved for it, a share of a GPU
-maybe, and leases nothing. Nothing here needs torch.
+lease is a lock on a file in the data folder, which machines may share. The GPUs are those of
+CUDA_VISIBLE_DEVICES where that is set, else all of the machine's. A Ray job has what Ray has
+reserved for it, a share of a GPU maybe, and leases nothing. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import platform
 from pathlib import Path
 from typing import IO
 
@@ -92,6 +93,6 @@ def lease() -> str | None:
 
 
 def _lock_file(name: str) -> Path:
-    folder = environment.data_dir() / "gpus"
+    folder = environment.data_dir() / "gpus" / platform.node()
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name.replace('/', '_')}.lock"

@@ -12,17 +12,17 @@ make the same one, and then the manifest that is written last holds, over files 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import posixpath
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from persona_assets import environment
@@ -41,9 +41,12 @@ from persona_assets.unavailable import Unavailable
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+_T = TypeVar("_T")
+
 #: What landed here and has not been uploaded yet, beside the files.
 _PENDING = "manifest.pending.json"
 _CHUNK = 1 << 22
+_ARRIVING = ".arriving-"
 #: Protocols whose objects are in buckets that must be there before.
 _IN_BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs"})
 
@@ -209,34 +212,67 @@ class ObjectStore(Store):
         return ""
 
     def _bring(self, manifest: Manifest, names: Iterable[str]) -> None:
-        self._each(manifest, names, self._mirrored)
+        names = list(names)
+        here = self._each(manifest, names, self._is_here)
+        wanted = [name for name, is_here in zip(names, here) if not is_here]
+        if not wanted:
+            return
+        try:
+            with self._alone_in(manifest):
+                self._each(manifest, wanted, self._mirrored)
+        except OSError as error:
+            what = refusal(error, self.files_at(manifest)) or error
+            raise StoreError(f"{manifest.ref} cannot be copied here: {what}") from error
+
+    @contextmanager
+    def _alone_in(self, manifest: Manifest) -> Iterator[None]:
+        """Be the only process that copies a version here; what a killed one left of it is removed.
+
+        Raises:
+            OSError: its folder in the mirror cannot be made, or not be locked.
+        """
+        folder = self.files_at(manifest)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in folder.rglob(f"{_ARRIVING}*"):
+                left.unlink(missing_ok=True)
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a forked child, an engine, has a copy of it
+            os.close(lock)
 
     def _each(
-        self, manifest: Manifest, names: Iterable[str], do: Callable[[Manifest, str], None]
-    ) -> None:
+        self, manifest: Manifest, names: Iterable[str], do: Callable[[Manifest, str], _T]
+    ) -> list[_T]:
         names = list(names)
         with ThreadPoolExecutor(min(len(names), self.at_once) or 1) as pool:
-            list(pool.map(lambda name: do(manifest, name), names))
+            return list(pool.map(lambda name: do(manifest, name), names))
+
+    def _is_here(self, manifest: Manifest, name: str) -> bool:
+        """Whether a file is in the mirror as it landed; a damaged one is set aside."""
+        try:
+            verify_file(self.files_at(manifest) / name, manifest.files[name], manifest.ref)
+        except StoreError:
+            return False
+        return True
 
     def _mirrored(self, manifest: Manifest, name: str) -> None:
-        """See that a file is in the mirror as it landed; download it if it is not."""
-        path, entry = self.files_at(manifest) / name, manifest.files[name]
-        with suppress(StoreError):  # of the mirror's copy, which is set aside then
-            verify_file(path, entry, manifest.ref)
+        """Download a file to the mirror, unless it has come by now."""
+        if self._is_here(manifest, name):
             return
-        arriving = path.with_name(f".arriving-{uuid.uuid4().hex}")
+        path = self.files_at(manifest) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arriving = path.with_name(f"{_ARRIVING}{path.name}")
         found = hashlib.sha256()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             with arriving.open("wb") as file:
                 for chunk in self._chunks(manifest, name):
                     found.update(chunk)
                     file.write(chunk)
             self._compare(manifest, name, found.hexdigest())
             os.replace(arriving, path)
-        except OSError as error:
-            what = refusal(error, path) or error
-            raise StoreError(f"{manifest.ref} cannot be copied here: {what}") from error
         finally:
             arriving.unlink(missing_ok=True)
 

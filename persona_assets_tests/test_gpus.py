@@ -62,6 +62,17 @@ def test_processes_get_different_gpus_and_a_killed_one_gives_its_own_back(holder
     assert holder(devices)[0] == "GPU-8f2a GPU-8f2a"
 
 
+def test_another_machine_with_the_same_data_folder_has_gpus_of_its_own(
+    holder, monkeypatch, tmp_path
+):
+    monkeypatch.setenv(environment.DATA, str(tmp_path))
+    monkeypatch.setenv(gpus.VISIBLE, "0")
+    holder("0")
+    assert gpus.unleased() == []
+    monkeypatch.setattr(gpus.platform, "node", lambda: "another")
+    assert gpus.unleased() == ["0"]
+
+
 def test_without_gpus_there_is_nothing_to_lease(holder):
     assert holder("")[0] == "None"  # and CUDA_VISIBLE_DEVICES stays empty
     assert issubclass(gpus.NoFreeGpu, Unavailable)  # Dagster's step tries again after a while

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,6 +73,28 @@ def test_what_lands_here_is_read_there(storage, here, there):
     assert here.frame(REF)["value"].to_list() == [8]
 
 
+def test_processes_that_want_the_same_file_download_it_once(here, there, monkeypatch):
+    """And what a killed download has left of the version is removed."""
+    manifest = land(here, REF, 7)
+    left = there.files_at(manifest) / ".arriving-another.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    downloads, chunks = [], ObjectStore._chunks
+
+    def slow(self, manifest, name):
+        downloads.append(name)
+        time.sleep(0.5)
+        yield from chunks(self, manifest, name)
+
+    monkeypatch.setattr(ObjectStore, "_chunks", slow)
+    others = [ObjectStore(URL, there.root.parent, "study") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        frames = list(pool.map(lambda store: store.frame(REF), others))
+    assert [frame["value"].to_list() for frame in frames] == [[7]] * 4
+    assert downloads == ["rows.parquet"]
+    assert [path.name for path in left.parent.iterdir()] == ["rows.parquet"]
+
+
 def test_what_is_here_is_not_downloaded_again(storage, here, there):
     manifest = land(here, REF, 7)
     there.path(REF, "rows.parquet")
@@ -126,6 +149,7 @@ def test_a_damaged_manifest_is_named_by_its_url(storage, here, there):
 
 _KILLED = """
 import os, signal, sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from persona_assets.object_store import ObjectStore
