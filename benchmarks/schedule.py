@@ -1,6 +1,6 @@
 """What `length_matched` takes on any number of GPUs, from what its parts took when measured.
 
-The units and the order are those of ``runner.plan``; workers are taken as ``persona-assets run``
+The units and the order are those of ``run_plan.plan``; workers are taken as ``persona-assets run``
 takes them, a GPU each. Nothing is run: each part takes the seconds of :data:`INPUTS`, downloads
 share their host's line.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from persona_assets.runner import Plan, Unit
+from persona_assets.run_plan import Plan, Unit
 
 
 class Input(NamedTuple):

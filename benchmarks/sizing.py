@@ -37,7 +37,7 @@ from benchmarks.schedule import INPUTS, Machines, Schedule, schedule
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.object_store import open_store
-from persona_assets.runner import plan
+from persona_assets.run_plan import plan
 from persona_assets.store import Store
 from persona_assets.study import Study, load_study
 

@@ -26,7 +26,7 @@ from persona_assets.launcher import was_launched
 from persona_assets.object_store import open_store
 from persona_assets.reporting.so_far import SO_FAR, so_far
 from persona_assets.run_lock import is_running
-from persona_assets.runner import Unit
+from persona_assets.run_plan import Unit
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 

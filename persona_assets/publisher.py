@@ -16,7 +16,9 @@ from persona_assets.object_store import open_store
 from persona_assets.publish_table import PLACES, PUBLISH_JOBS
 from persona_assets.publishing import wandb_client
 from persona_assets.publishing.markers import KEYS, MARKED, Markers
-from persona_assets.runner import Outcome, Plan, Unit, execute
+from persona_assets.run_plan import Plan, Unit
+from persona_assets.run_worker import Outcome
+from persona_assets.runner import execute
 from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 

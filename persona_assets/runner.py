@@ -7,27 +7,13 @@ has landed. What is landed and up to date is not done again.
 
 from __future__ import annotations
 
-import fnmatch
 import multiprocessing as mp
-import os
-import threading
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from typing import Literal
+from collections.abc import Callable
+from multiprocessing.connection import wait
 
-from persona_assets import environment, gpus, residency
-from persona_assets.asset_table import JOBS
-from persona_assets.dagster_databases import (
-    DatabaseUnusable,
-    check_databases,
-    databases_named,
-    in_words,
-)
-from persona_assets.disk import DiskError
+from persona_assets import environment, gpus
+from persona_assets.dagster_databases import check_databases, databases_named
 from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
@@ -36,137 +22,14 @@ from persona_assets.pools import pool_of
 from persona_assets.records import unrecorded
 from persona_assets.release import release_read
 from persona_assets.run_lock import only_run
-from persona_assets.store import Ref, Store, StoreUnreachable
+from persona_assets.run_plan import Plan, Unit, asked_for, plan
+from persona_assets.run_worker import Outcome, work
+from persona_assets.store import Store
 from persona_assets.study import Study, load_study
 
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One Dagster run: a job, for one partition; ``refs`` is what it makes.
-
-    ``again``: also what is up to date.
-    """
-
-    job: str
-    key: str | None
-    refs: tuple[Ref, ...]
-    again: bool = False
-
-    def __str__(self) -> str:
-        if self.job == "cell":
-            trains = self.refs[-1].asset == "checkpoint"
-            return f"{self.refs[-1]}" if trains else str(self.key)
-        one = self.key is not None or len(self.refs) == 1
-        return str(self.refs[0]) if one else self.job
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a unit."""
-
-    status: Literal["pending", "fresh", "done", "failed", "skipped"]
-    seconds: float = 0.0
-    error: str = ""
-    run_id: str = ""
-
-
 _PENDING = Outcome("pending")
-
-#: What is made of all trained cells before the first is evaluated, where the engine fills a GPU as
-#: training does: so a worker starts each of the two once, and not once a cell.
-TRAINED_FIRST = ("training_dataset", "checkpoint")
+#: What waits until all training that comes first has been started.
 _EVALUATED_LATER = frozenset({"baseline_outcomes", "cell_outcomes"})
-
-
-@dataclass
-class Plan:
-    """The units of a run, and for each the units that it waits for."""
-
-    units: list[Unit]
-    waits_for: dict[Unit, set[Unit]]
-    #: Units that train, in a study that evaluates nothing before they are done.
-    training: frozenset[Unit] = frozenset()
-    left_out: list[str] = field(default_factory=list)
-
-
-def plan(graph: Graph, store: Store, cells: str = "*", up_to: str | None = None) -> Plan:
-    """The units that make the cells matching the glob ``cells``, and what can follow from them.
-
-    With ``up_to``, only what that asset is made from, and itself. A contrast is left out while any
-    of its cells has neither landed nor is chosen, and so are the aggregates: an estimate over
-    fewer cells than its definition is never made.
-
-    Raises:
-        ValueError: no cell matches, or there is no asset ``up_to``.
-    """
-    study = graph.study
-    asked = _asked(graph, up_to)
-    chosen = [cell for cell in study.cells if fnmatch.fnmatchcase(cell.key, cells)]
-    if not chosen:
-        raise ValueError(
-            f"no cell of study {study.name} matches {cells!r}; keys are source.arm.seed, "
-            f"such as {study.cells[0].key}"
-        )
-    keys = {cell.key for cell in chosen}
-    freshness = Freshness(graph, store).read_ahead()
-    available = keys | {
-        cell.key
-        for cell in study.cells
-        if {freshness.state(Ref(a, cell.key)) for a in ("cell_outcomes", "cell_diagnostics")}
-        == {"fresh"}
-    }
-    conditions = {cell.condition for cell in chosen}
-    contrasts = [
-        contrast.key
-        for contrast in study.contrast_list
-        if {cell.key for cell in study.contrast_cells(contrast)} <= available
-    ]
-    wanted: dict[str, Iterable[str | None]] = {
-        "rationales": [c for c in study.conditions if c in conditions],
-        "prior_checkpoints": [cell.key for cell in chosen if cell.origin == "carry_over"],
-        "forced_rationales": study.forced_arms,
-        "baseline": [None],
-        "cell": [cell.key for cell in chosen],
-        "contrasts": contrasts,
-        "aggregates": [None] if len(available) == len(study.cells) else [],
-    }
-    units = [Unit("inputs", None, (Ref(name),)) for name in JOBS["inputs"].assets if name in asked]
-    alone = study.evaluation.engine == "vllm"
-    training = [name for name in TRAINED_FIRST if name in asked] if alone else []
-    first: list[Unit] = []
-    for job, job_keys in wanted.items():
-        names = [name for name in JOBS[job].assets if name in asked]
-        if job == "baseline" and training:
-            first = [
-                Unit("cell", cell.key, tuple(Ref(name, cell.key) for name in training))
-                for cell in chosen
-                if cell.origin == "trained"
-            ]
-            units += first
-        made = {ref for unit in units for ref in unit.refs}
-        for key in job_keys:
-            if refs := tuple(ref for ref in (Ref(n, key) for n in names) if ref not in made):
-                units.append(Unit(job, key, refs))
-    maker = {ref: unit for unit in units for ref in unit.refs}
-    waits_for = {
-        unit: {
-            maker[upstream]
-            for ref in unit.refs
-            for upstream in graph.upstream(ref)
-            if upstream in maker and maker[upstream] is not unit
-        }
-        for unit in units
-    }
-    left_out = [
-        c.key
-        for c in study.contrast_list
-        if c.key not in contrasts and "contrast_estimate" in asked
-    ]
-    if len(available) < len(study.cells) and asked & set(JOBS["aggregates"].assets):
-        left_out.append(
-            f"{up_to or 'the report'} ({len(study.cells) - len(available)} cells are missing)"
-        )
-    return Plan(units, waits_for, frozenset(first), left_out)
 
 
 def default_workers(study: Study, up_to: str | None = None) -> int:
@@ -175,7 +38,7 @@ def default_workers(study: Study, up_to: str | None = None) -> int:
     Raises:
         ValueError: there is no asset ``up_to``, or other processes hold every GPU.
     """
-    asked = _asked(Graph(study), up_to)
+    asked = asked_for(Graph(study), up_to)
     if any(pool_of(asset, study) == "gpu" for asset in asked):
         free = len(gpus.unleased())
         if not free and gpus.visible():
@@ -185,16 +48,6 @@ def default_workers(study: Study, up_to: str | None = None) -> int:
             )
         return max(1, free)
     return min(environment.processors(), 8)
-
-
-def _asked(graph: Graph, up_to: str | None) -> frozenset[str]:
-    """The assets to be made: all, or what ``up_to`` is made from and itself."""
-    if up_to in graph.assets and graph.assets[up_to].group == "publish":
-        raise ValueError(f"{up_to} is made by `persona-assets publish`")
-    try:
-        return frozenset(graph.assets) if up_to is None else graph.ancestors(up_to)
-    except KeyError as error:
-        raise ValueError(error.args[0]) from error
 
 
 def run(
@@ -270,7 +123,7 @@ class _Worker:
         context = mp.get_context("spawn")  # torch's thread pools do not survive a fork
         self.pipe, theirs = context.Pipe()
         # No daemon in multiprocessing's sense: those may have no child, and vLLM's engine is one.
-        self.process = context.Process(target=_work, args=(theirs, study_name))
+        self.process = context.Process(target=work, args=(theirs, study_name))
         self.process.start()
         theirs.close()
         self.unit: Unit | None = None
@@ -420,108 +273,6 @@ class _Progress:
             left = (len(self.cells) - finished) / rate
             text += f"  ({60 * rate:.1f} cells/min, {left / 60:.1f} min left)"
         return text
-
-
-def _work(pipe: Connection, study_name: str) -> None:
-    """A worker: makes units until its pipe is closed."""
-    import dagster as dg
-
-    _die_with_parent()
-    environment.prepare()
-    _hush()
-    from persona_assets.definitions import study_definitions
-
-    study = load_study(environment.study_file(study_name))
-    definitions = study_definitions(study)
-    graph, store = Graph(study), open_store(study.name)
-    try:
-        with databases_named(), dg.DagsterInstance.get() as instance:
-            while True:
-                unit = pipe.recv()
-                pipe.send(attempt(unit, definitions, graph, store, instance))
-    except (EOFError, ConnectionError, KeyboardInterrupt):
-        pass  # the dispatcher has gone, or wants us to
-    finally:
-        residency.release()
-
-
-def _die_with_parent() -> None:
-    """End this process when the dispatcher ends, however it ends: no orphans on a GPU."""
-    parent = mp.parent_process()
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _hush() -> None:
-    """Keep the model libraries' progress bars and deprecations out of our progress lines."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-
-
-def attempt(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
-    """Make a unit; what is raised on the way, of Dagster's databases above all, is an outcome."""
-    try:
-        with databases_named():
-            return _make(unit, definitions, graph, store, instance)
-    except (DatabaseUnusable, DiskError, StoreUnreachable) as error:
-        return Outcome("failed", error=f"  {error}")
-    except Exception:
-        return Outcome("failed", error=traceback.format_exc())
-
-
-def _make(unit: Unit, definitions, graph: Graph, store: Store, instance) -> Outcome:
-    """One Dagster run over those of the unit's partitions that are not up to date, or on record."""
-    import dagster as dg
-
-    freshness = Freshness(graph, store)
-    untold = unit.refs if unit.again else unrecorded(freshness, instance, unit.refs)
-    assets = [r.asset for r in unit.refs if freshness.state(r) != "fresh" or r in untold]
-    if not assets:
-        return Outcome("fresh")
-    started = time.perf_counter()
-    result = definitions.resolve_job_def(unit.job).execute_in_process(
-        instance=instance,
-        partition_key=unit.key,
-        asset_selection=[dg.AssetKey([graph.study.name, asset]) for asset in assets],
-        raise_on_error=False,
-        run_config={
-            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-            "ops": {
-                f"{graph.study.name}__{asset}": {"config": {"force": unit.again}}
-                for asset in assets
-            },
-        },
-        tags={WORKER_TAG: environment.process_name()},
-    )
-    seconds = time.perf_counter() - started
-    after = Freshness(graph, store)
-    manifests = [manifest for ref in unit.refs if (manifest := after.manifest(ref))]
-    if result.success:
-        ours = any(manifest.provenance.run_id == result.run_id for manifest in manifests)
-        # Else this run has kept what another made, and told Dagster of it.
-        return Outcome("done" if ours else "fresh", seconds, run_id=result.run_id)
-    found = [
-        f"  {manifest.ref} failed {audit.name}: {audit.observed}; asked for: {audit.threshold}. "
-        f"{audit.remedy}"
-        for manifest in manifests
-        if manifest.provenance.run_id == result.run_id
-        for audit in manifest.blocking_failures
-    ] or [f"  {in_words(message)}" for message in _messages(result)]
-    where = f"  (Dagster run {result.run_id} has the whole log)"
-    return Outcome("failed", seconds, "\n".join([*found, where]), result.run_id)
-
-
-def _messages(result) -> Iterator[str]:
-    """What the asset raised in each failed step: Dagster wraps it once, libraries lie below."""
-    for event in result.all_events:
-        if event.is_step_failure and event.event_specific_data.error:
-            error = event.event_specific_data.error
-            yield (error.cause or error).message.strip()
 
 
 def _fail_lost_runs(study_name: str, pid: int | None = None) -> None:

@@ -10,7 +10,7 @@ from persona_assets import environment, publisher
 from persona_assets.graph import Graph
 from persona_assets.publishing import wandb_client
 from persona_assets.publishing.markers import KEYS, Markers
-from persona_assets.runner import plan as run_plan
+from persona_assets.run_plan import plan as run_plan
 from persona_assets.store import Ref
 from persona_assets.study import parse_study
 from persona_assets_tests.landed import MINI

@@ -8,16 +8,9 @@ import pytest
 
 from persona_assets import environment
 from persona_assets.graph import Graph
-from persona_assets.runner import (
-    Outcome,
-    Plan,
-    Unit,
-    _Dispatcher,
-    _Progress,
-    _Worker,
-    default_workers,
-    plan,
-)
+from persona_assets.run_plan import Plan, Unit, plan
+from persona_assets.run_worker import Outcome
+from persona_assets.runner import _Dispatcher, _Progress, _Worker, default_workers
 from persona_assets.store import Ref, Store
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from benchmarks.schedule import HASHED, INPUTS, Machines, may_start, schedule
 from persona_assets.graph import Graph
-from persona_assets.runner import Outcome, _Dispatcher, plan
+from persona_assets.run_plan import plan
+from persona_assets.run_worker import Outcome
+from persona_assets.runner import _Dispatcher
 from persona_assets.store import Store
 
 

@@ -20,7 +20,8 @@ from persona_assets.disk import DiskError
 from persona_assets.freshness import Freshness
 from persona_assets.graph import Graph
 from persona_assets.records import unrecorded
-from persona_assets.runner import Outcome, Unit, attempt
+from persona_assets.run_plan import Unit
+from persona_assets.run_worker import Outcome, attempt
 from persona_assets.store import Manifest, Ref, Store
 from persona_assets.study import Study, load_study
 from persona_assets_tests.integration.project import Project
