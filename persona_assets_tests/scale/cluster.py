@@ -108,15 +108,16 @@ class Cluster:
             *("--ray-client-server-port", str(free_port()), "--temp-dir", str(self.folder)),
         )
 
-    def _start(self, *arguments: str) -> Node:
-        self.nodes.append(Node(self.environment, self.folder, *arguments))
+    def _start(self, *arguments: str, **variables: str) -> Node:
+        self.nodes.append(Node(self.environment | variables, self.folder, *arguments))
         return self.nodes[-1]
 
-    def add(self, cpus: int = 1, gpus: int = 0) -> Node:
-        """A further node."""
+    def add(self, cpus: int = 1, gpus: int = 0, **variables: str) -> Node:
+        """A further node; ``variables`` are what its environment has otherwise."""
         return self._start(
             *("--address", f"127.0.0.1:{self.port}"),
             *("--num-cpus", str(cpus), "--num-gpus", str(gpus)),
+            **variables,
         )
 
     def __enter__(self) -> Cluster:

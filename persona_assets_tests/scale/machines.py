@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from persona_assets.object_store import ObjectStore
-from persona_assets.store import Store
+from persona_assets.store import Ref, Store
 from persona_assets_tests.integration.project import Project
 from persona_assets_tests.object_storage import URL, ObjectStorage
 
@@ -35,12 +36,17 @@ def machine(data: Path, study: str, storage: ObjectStorage) -> Machine:
     return Machine(data, "tiny", storage)
 
 
-def upload(project: Project, storage: ObjectStorage) -> None:
-    """Put what has landed in a folder where a store on object storage looks for it."""
+def upload(project: Project, storage: ObjectStorage, but: Collection[Ref] = ()) -> None:
+    """Put what has landed in a folder where a store on object storage looks for it.
+
+    Args:
+        but: Partitions that are left out.
+    """
+    kept_back = [project.store.folder(ref) for ref in but]
     for folder, _, names in os.walk(project.store.root):
         for name in names:
             path = Path(folder, name)
-            if not name.startswith("."):
+            if not name.startswith(".") and not any(map(path.is_relative_to, kept_back)):
                 storage.write(
                     f"{project.name}/{path.relative_to(project.store.root)}", path.read_bytes()
                 )

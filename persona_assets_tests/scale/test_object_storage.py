@@ -11,22 +11,11 @@ import pytest
 
 from persona_assets.store import Ref
 from persona_assets_tests.integration.project import Project, tiny_study_text
-from persona_assets_tests.object_storage import forget_servers, object_storage
 from persona_assets_tests.reliability.whole import other_rows
 from persona_assets_tests.scale.machines import Machine, machine, upload
 
 #: Seconds for anything, on a busy machine.
 WAIT = 1800
-
-
-@pytest.fixture
-def storage(monkeypatch):
-    with object_storage() as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        forget_servers()
-        yield server
-        forget_servers()
 
 
 def test_a_machine_that_has_nothing_makes_the_warehouse_from_object_storage(

@@ -10,13 +10,13 @@ import pytest
 
 from persona_assets.store import Ref
 from persona_assets_tests.conftest import PROJECT
-from persona_assets_tests.integration.project import Project
+from persona_assets_tests.integration.project import Project, tiny_study_text
 from persona_assets_tests.integration.webserver import Webserver, backfilled, start_backfill
 from persona_assets_tests.reliability import whole
 from persona_assets_tests.scale import grid
-from persona_assets_tests.scale.cluster import Cluster
+from persona_assets_tests.scale.cluster import Cluster, Node
 from persona_assets_tests.scale.grid import CHAIN
-from persona_assets_tests.scale.postgres import Postgres
+from persona_assets_tests.scale.machines import machine, upload
 
 WORKERS = 4
 
@@ -61,20 +61,16 @@ def lost_and_made_again(found: dg.DagsterInstance, backfill: str) -> int:
     return len(lost)
 
 
-@pytest.mark.heavy
-def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_path):
-    ours = mini_grid(project, tmp_path / "data")
-    keys = [cell.key for cell in ours.study.cells]
-    assert len(keys) == 66
-    survives_a_lost_node(ours, project, keys, postgres, tmp_path)
+def completed_without(
+    node: Node,
+    cluster: Cluster,
+    server: Webserver,
+    project: Project,
+    keys: Sequence[str],
+) -> str:
+    """A backfill of cells, whose id it returns, in the middle of which a node is killed for good.
 
-
-def survives_a_lost_node(
-    ours: Project, undisturbed: Project, keys: Sequence[str], postgres: Postgres, folder: Path
-) -> None:
-    """Two runs a node; the second is killed when a third has landed, and never comes back.
-
-    At a moment when a cell that it makes has its training rows and no outcomes yet.
+    When a third has landed, and a cell that the node makes has its training rows, no outcomes yet.
     """
 
     def is_in_the_middle() -> bool:
@@ -85,30 +81,71 @@ def survives_a_lost_node(
             for tag in run["tags"]
             if tag["key"] == "dagster/partition" and f"dagster-run-{run['runId']}" in at_work
         ]
-        has = ours.store.manifest
+        has = project.store.manifest
         return any(
             has(Ref("training_dataset", key)) and not has(Ref("cell_outcomes", key)) for key in made
         )
 
+    backfill = start_backfill(server, CHAIN, keys)
+    grid.wait(lambda: grid.landed(project, keys) >= len(keys) * len(CHAIN) // 3, 3600)
+    grid.wait(is_in_the_middle, 600)
+    node.kill()
+    grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 3600)
+    assert grid.status(server, backfill) == "COMPLETED_SUCCESS"
+    return backfill
+
+
+@pytest.mark.heavy
+def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_path):
+    ours = mini_grid(project, tmp_path / "data")
+    keys = [cell.key for cell in ours.study.cells]
+    assert len(keys) == 66
     grid.unmake(ours, keys)
     home = {"DAGSTER_HOME": str(ours.data)}
     with Cluster(ours.environment | home | postgres.variables, cpus=WORKERS // 2) as cluster:
         node = cluster.add(cpus=WORKERS // 2)
         cluster.wait_for(2)
         address = {"PERSONA_ASSETS_RAY": cluster.url}
-        server = Webserver(ours, smaller(folder / "home"), **postgres.variables, **address)
+        server = Webserver(ours, smaller(tmp_path / "home"), **postgres.variables, **address)
         try:
             server.wait_until_up()
-            backfill = start_backfill(server, CHAIN, keys)
-            grid.wait(lambda: grid.landed(ours, keys) >= len(keys) * len(CHAIN) // 3, 3600)
-            grid.wait(is_in_the_middle, 600)
-            node.kill()
-            grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 3600)
-            assert grid.status(server, backfill) == "COMPLETED_SUCCESS"
+            backfill = completed_without(node, cluster, server, ours, keys)
             with grid.instance(ours, **postgres.variables, **address) as found:
                 assert grid.problems(ours, found, keys) == []
                 assert lost_and_made_again(found, backfill) >= 1
-            assert grid.others(ours, undisturbed, keys) == []
+            assert grid.others(ours, project, keys) == []
         finally:
             server.stop()
     assert whole.orphans(ours) is None
+
+
+@pytest.mark.heavy
+def test_nodes_that_share_object_storage_and_the_database_alone(
+    project, postgres, storage, tmp_path
+):
+    """Four cells, of which each node has a data folder of its own with the study file in it."""
+    keys = grid.trained(project, 4)
+    upload(project, storage, but=[Ref(asset, key) for asset in CHAIN for key in keys])
+    head, other = (machine(tmp_path / name, tiny_study_text(), storage) for name in ("1", "2"))
+    home = {"DAGSTER_HOME": str(head.data)}
+    with Cluster(head.environment | home | postgres.variables, cpus=1) as cluster:
+        cluster.add(cpus=1, **other.environment, **home)
+        lost = cluster.add(cpus=1, **other.environment, **home)
+        cluster.wait_for(3)
+        address = {"PERSONA_ASSETS_RAY": cluster.url}
+        server = Webserver(head, smaller(tmp_path / "home"), **postgres.variables, **address)
+        try:
+            server.wait_until_up()
+            backfill = completed_without(lost, cluster, server, head, keys)
+            with grid.instance(head, **postgres.variables, **address) as found:
+                assert lost_and_made_again(found, backfill) >= 1
+            nodes = {job["driver_node_id"] for job in cluster.jobs()}
+        finally:
+            server.stop()
+    assert len(nodes) == 3
+    assert grid.others(head, project, keys) == []
+    assert {head.states()[Ref(asset, key)] for asset in CHAIN for key in keys} == {"fresh"}
+    verified = head.run("verify", "--study", "tiny")
+    assert verified.stdout.startswith("0 of "), verified.stdout
+    assert whole.orphans(head) is None
+    assert whole.orphans(other) is None
