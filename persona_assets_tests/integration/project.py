@@ -123,7 +123,7 @@ def make(project: Project, **variables: str) -> None:
     """
     (project.data / "studies").mkdir(parents=True)
     (project.data / "studies" / "tiny.yaml").write_text(tiny_study_text(), "utf-8")
-    done = project.run("run", "--study", "tiny", "--workers", "2", **variables)
+    done = project.run("run", "--study", "tiny", "--workers", "2", timeout=1800, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed" not in done.stdout
     (project.data / "run.log").write_text(done.stdout + done.stderr, "utf-8")
