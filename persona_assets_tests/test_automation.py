@@ -1,4 +1,4 @@
-"""The sensors tick by tick, and the backfill job, over a store that is landed by fiat."""
+"""The sensors tick by tick, over a store that is landed by fiat."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import shutil
 
 import dagster as dg
 import pytest
-from dagster._core.events import DagsterEvent, DagsterEventType
-from dagster._core.execution.asset_backfill import AssetBackfillData
-from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.events import DagsterEventType
 from dagster._core.storage.tags import GRPC_INFO_TAG
-from dagster._core.test_utils import create_run_for_test
 
-from persona_assets import automation, environment
+from persona_assets import automation
 from persona_assets.asset_table import JOBS
 from persona_assets.audit import Audit, audit
 from persona_assets.automation import MADE_FROM, MAKES
-from persona_assets.definitions import study_definitions
 from persona_assets.environment import WORKER_TAG
 from persona_assets.freshness import Freshness
 from persona_assets.reporting.so_far import SO_FAR, so_far
@@ -24,97 +20,13 @@ from persona_assets.run_lock import AlreadyRunning, is_running, only_run
 from persona_assets.store import Provenance, Ref
 from persona_assets.study import StudyError
 from persona_assets_tests.fabricated import Fabricated
-from persona_assets_tests.integration.project import tiny_study_text
+from persona_assets_tests.ticks import AGGREGATES, cells_landed, project, ticks
+
+__all__ = ["cells_landed", "project", "ticks"]
 
 CELL = "librarian.garbage_cot.42"
 OF_CELL = tuple(Ref(asset, CELL) for asset in JOBS["cell"].assets)
 name_of = "contrast_estimate[{}]".format
-AGGREGATES = tuple(Ref(asset) for asset in JOBS["aggregates"].assets)
-
-
-def is_aggregate(ref: Ref) -> bool:
-    return ref.asset == "contrast_estimate" or ref in AGGREGATES
-
-
-@pytest.fixture(scope="module")
-def cells_landed(tmp_path_factory) -> Fabricated:
-    """Everything has landed but contrasts and aggregates; tests take a copy."""
-    data = tmp_path_factory.mktemp("cells") / "data"
-    (data / "studies").mkdir(parents=True)
-    (data / "studies" / "tiny.yaml").write_text(tiny_study_text(), "utf-8")
-    made = Fabricated(data)
-    made.land_all(lambda ref: not is_aggregate(ref))
-    return made
-
-
-class Ticks:
-    """A code location, an instance, and the daemon's part: it makes runs of what is requested."""
-
-    def __init__(self, project: Fabricated, instance: dg.DagsterInstance):
-        self.project, self.instance = project, instance
-        self.definitions = study_definitions(project.graph.study)
-
-    def tick(self, sensor: str = "make_aggregates") -> list[dg.RunRequest]:
-        """What one tick requests."""
-        repository = self.definitions.get_repository_def()
-        context = dg.build_sensor_context(
-            self.instance, repository_def=repository, sensor_name=sensor
-        )
-        done = repository.get_sensor_def(sensor).evaluate_tick(context)
-        self.reason = done.skip_message or ""
-        return list(done.run_requests)
-
-    def start(self, request: dg.RunRequest, status=dg.DagsterRunStatus.STARTED) -> dg.DagsterRun:
-        """A run of a request, which has landed nothing yet; refused for a key that had one."""
-        key = {"dagster/run_key": request.run_key}
-        assert not self.instance.get_runs(dg.RunsFilter(tags=key)), "the daemon would skip it"
-        return self.run(request.job_name, request.asset_selection, status, request.tags | key)
-
-    def run(self, job: str, selection, status=dg.DagsterRunStatus.STARTED, tags=None, **more):
-        return create_run_for_test(
-            self.instance,
-            job_name=job,
-            asset_selection=frozenset(selection) if selection else None,
-            status=status,
-            tags={"study": "tiny", **(tags or {})},
-            **more,
-        )
-
-    def succeed(self, run: dg.DagsterRun) -> None:
-        """The run lands its partitions and ends."""
-        partition = run.tags.get("dagster/partition")
-        for key in self.project.graph.assets:
-            if dg.AssetKey(["tiny", key]) in run.asset_selection:
-                self.project.land(Ref(key, partition), run_id=run.run_id)
-        self.end(run, DagsterEventType.RUN_SUCCESS)
-
-    def end(self, run: dg.DagsterRun, how=DagsterEventType.RUN_FAILURE) -> None:
-        self.instance.report_dagster_event(
-            DagsterEvent(event_type_value=how.value, job_name=run.job_name), run.run_id
-        )
-
-    def settle(self) -> list[set[str]]:
-        """Tick and let every run succeed until nothing is requested; what each tick asked for."""
-        asked = []
-        while requests := self.tick():
-            asked.append({request.tags[MAKES] for request in requests})
-            for run in [self.start(request) for request in requests]:
-                self.succeed(run)
-        return asked
-
-
-@pytest.fixture
-def project(cells_landed, tmp_path, monkeypatch) -> Fabricated:
-    data = tmp_path / "data"
-    shutil.copytree(cells_landed.data, data)
-    monkeypatch.setenv(environment.DATA, str(data))
-    return Fabricated(data)
-
-
-@pytest.fixture
-def ticks(project):
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield Ticks(project, instance)
 
 
 def names(requests) -> set[str]:
@@ -406,108 +318,3 @@ def test_there_is_no_page_before_the_first_evaluation(project, ticks):
     assert ticks.tick("keep_so_far") == []
     assert ticks.reason == "nothing of study tiny has been evaluated yet"
     assert ticks.tick() == []
-
-
-CARRIED = (
-    "librarian.generic_cot.42",
-    "comedian.generic_cot.42",
-    "librarian.persona_cot.42",
-    "comedian.persona_cot.42",
-    "librarian.persona_cot_correct.42",
-)
-
-
-def backfill(ticks: Ticks) -> dict[str, object]:
-    """Run the job; what its output says.
-
-    Raises:
-        dg.Failure: it refused.
-    """
-    job = ticks.definitions.resolve_job_def("carry_over_backfill")
-    done = job.execute_in_process(instance=ticks.instance)
-    (output,) = (e.event_specific_data for e in done.all_events if e.is_successful_output)
-    return {name: value.value for name, value in output.metadata.items()}
-
-
-def test_carried_over_cells_are_one_contiguous_selection(mini, length_matched):
-    for study in (mini, length_matched):
-        keys = (
-            study_definitions(study)
-            .get_assets_def(dg.AssetKey([study.name, "cell_outcomes"]))
-            .partitions_def.get_partition_keys()
-        )
-        carried = [cell.key for cell in study.cells_of("carry_over")]
-        assert len(carried) == 27
-        assert list(keys[keys.index(carried[0]) :]) == carried
-
-
-def test_the_backfill_is_of_exactly_the_cells_that_are_not_up_to_date(project, ticks):
-    assert backfill(ticks) == {"cells": 5, "up_to_date": 5, "requested": 0}
-    assert ticks.instance.get_backfills() == []
-    project.remove(Ref("cell_diagnostics", CARRIED[1]), Ref("checkpoint", CARRIED[3]))
-    said = backfill(ticks)
-    (requested,) = ticks.instance.get_backfills()
-    assert said == {
-        "cells": 5,
-        "up_to_date": 3,
-        "requested": 2,
-        "backfill": f"[{requested.backfill_id}](/runs/b/{requested.backfill_id})",
-        "cells_requested": [CARRIED[1], CARRIED[3]],
-    }
-    target = requested.asset_backfill_data.target_subset
-    assert {
-        key.path[-1]: set(subset.get_partition_keys())
-        for key, subset in target.partitions_subsets_by_asset_key.items()
-    } == {asset: {CARRIED[1], CARRIED[3]} for asset in JOBS["cell"].assets}
-
-
-def test_the_backfill_names_all_that_is_to_be_materialized_first(project, ticks):
-    rationales = [Ref("rationales", key.rpartition(".")[0]) for key in CARRIED]
-    project.remove(
-        *rationales, Ref("prior_checkpoint", CARRIED[2]), Ref("prior_accuracies", CARRIED[0])
-    )
-    with pytest.raises(dg.Failure) as refused:
-        backfill(ticks)
-    text = refused.value.description
-    assert text.startswith("5 carried-over cells cannot be made yet:\n  - ")
-    assert f"prior_checkpoint[{CARRIED[2]}] has not landed" in text
-    assert text.endswith(
-        "Materialize first, in this order: 5 partitions of rationales (librarian.generic_cot, "
-        "comedian.generic_cot, librarian.persona_cot, …), 5 partitions of prior_checkpoint "
-        "(librarian.generic_cot.42, comedian.generic_cot.42, librarian.persona_cot.42, …) and 5 "
-        "partitions of prior_accuracies (librarian.generic_cot.42, comedian.generic_cot.42, "
-        "librarian.persona_cot.42, …)."
-    )
-    project.remove(Ref("question_bank"))
-    with pytest.raises(dg.Failure, match=r"  - question_bank has not landed"):
-        backfill(ticks)
-    assert ticks.instance.get_backfills() == []
-
-
-def test_nothing_is_made_twice_at_a_time(project, ticks):
-    project.remove(Ref("checkpoint", CARRIED[0]))
-    with only_run(project.store), pytest.raises(dg.Failure, match="of study tiny is at work"):
-        backfill(ticks)
-    backfill(ticks)
-    (requested,) = ticks.instance.get_backfills()
-    with pytest.raises(dg.Failure, match=f"backfill {requested.backfill_id} is at work"):
-        backfill(ticks)
-    ticks.instance.update_backfill(requested.with_status(BulkActionStatus.CANCELED))
-    assert backfill(ticks)["requested"] == 1
-
-
-def test_a_range_of_a_cells_chain_reaches_every_asset_of_it(project, ticks):
-    """Dagster follows a backfill of several assets down the edges from the first of them."""
-    nodes = ticks.definitions.get_repository_def().asset_graph
-    data = AssetBackfillData.from_asset_partitions(
-        asset_graph=nodes,
-        partition_names=list(CARRIED),
-        asset_selection=[dg.AssetKey(["tiny", asset]) for asset in JOBS["cell"].assets],
-        dynamic_partitions_store=ticks.instance,
-        backfill_start_timestamp=0.0,
-        all_partitions=False,
-    )
-    subsets = data.target_subset.partitions_subsets_by_asset_key
-    assert {key.path[-1]: set(s.get_partition_keys()) for key, s in subsets.items()} == {
-        asset: set(CARRIED) for asset in JOBS["cell"].assets
-    }
