@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from persona_assets import environment
 from persona_assets.store import Ref
 from persona_assets_tests.conftest import PROJECT
 from persona_assets_tests.integration.project import Project, tiny_study_text
@@ -123,14 +124,16 @@ def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_pat
 def test_nodes_that_share_object_storage_and_the_database_alone(
     project, postgres, storage, tmp_path
 ):
-    """Four cells, of which each node has a data folder of its own with the study file in it."""
+    """Four cells; the head has a data folder, the others one, in each the study file alone."""
     keys = grid.trained(project, 4)
     upload(project, storage, but=[Ref(asset, key) for asset in CHAIN for key in keys])
     head, other = (machine(tmp_path / name, tiny_study_text(), storage) for name in ("1", "2"))
     home = {"DAGSTER_HOME": str(head.data)}
+    names = (environment.DATA, environment.DAGSTER_STORAGE)
+    folders = {name: other.environment[name] for name in names}
     with Cluster(head.environment | home | postgres.variables, cpus=1) as cluster:
-        cluster.add(cpus=1, **other.environment, **home)
-        lost = cluster.add(cpus=1, **other.environment, **home)
+        cluster.add(cpus=1, **folders)
+        lost = cluster.add(cpus=1, **folders)
         cluster.wait_for(3)
         address = {"PERSONA_ASSETS_RAY": cluster.url}
         server = Webserver(head, smaller(tmp_path / "home"), **postgres.variables, **address)
