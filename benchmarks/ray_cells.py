@@ -97,7 +97,7 @@ def on_ray(project: Project, keys: Sequence[str], workers: int, postgres: Postgr
 def _home(folder: Path, workers: int) -> Path:
     """``deploy/ray`` for so many workers."""
     text = (PROJECT / "deploy" / "ray" / "dagster.yaml").read_text("utf-8")
-    limits = ("max_concurrent_runs: 64", "limit: 62")
+    limits = ("max_concurrent_runs: 8", "limit: 6")
     for limit in limits:
         assert limit in text
         text = text.replace(limit, f"{limit.partition(':')[0]}: {workers}")

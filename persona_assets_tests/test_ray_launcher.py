@@ -210,7 +210,7 @@ def test_a_run_that_is_no_ray_job_is_looked_for_among_processes(instance, head):
 def test_pools_of_a_cluster_let_as_many_go_as_the_queue(instance, monkeypatch):
     monkeypatch.setenv(gpus.VISIBLE, "0,1")
     one = dict.fromkeys(("hub", "warehouse", "publish"), 1)
-    assert open_pools(instance) == {"gpu": 64, "cpu_models": 64} | one
+    assert open_pools(instance) == {"gpu": 8, "cpu_models": 8} | one
 
 
 def test_a_job_leases_nothing_and_has_what_was_reserved(monkeypatch, tmp_path):

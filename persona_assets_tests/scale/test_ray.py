@@ -41,8 +41,8 @@ def smaller(folder: Path) -> Path:
     """``deploy/ray``, for as many runs as two nodes of a test take, and less patience."""
     text = (PROJECT / "deploy" / "ray" / "dagster.yaml").read_text("utf-8")
     for before, after in (
-        ("max_concurrent_runs: 64", f"max_concurrent_runs: {WORKERS}"),
-        ("limit: 62", f"limit: {WORKERS}"),
+        ("max_concurrent_runs: 8", f"max_concurrent_runs: {WORKERS}"),
+        ("limit: 6", f"limit: {WORKERS}"),
         ("start_timeout_seconds: 600", "start_timeout_seconds: 180"),
         ("poll_interval_seconds: 30", "poll_interval_seconds: 10"),
     ):
