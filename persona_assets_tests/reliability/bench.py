@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import duckdb
-import polars as pl
-
 from persona_assets import environment
 from persona_assets.asset_table import JOBS
 from persona_assets.dagster_databases import DatabaseDamaged, databases_named
@@ -25,6 +22,7 @@ from persona_assets.run_worker import Outcome, attempt
 from persona_assets.store import Manifest, Ref, Store
 from persona_assets.study import Study, load_study
 from persona_assets_tests.integration.project import Project
+from persona_assets_tests.reliability.content import content_of
 
 _JOB = {asset: name for name, job in JOBS.items() for asset in job.assets}
 
@@ -91,28 +89,10 @@ class Bench:
 
     def content(self, ref: Ref) -> object:
         """What a partition says, ids and durations of runs aside; equal if it says the same."""
-        match ref.asset:
-            case "warehouse":
-                return tables(self.store.path(ref, "warehouse.duckdb"))
-            case "number_ledger":
-                numbers = pl.read_parquet(self.store.path(ref, "numbers.parquet"))
-                return numbers.filter(pl.col("unit") != "seconds").rows()
-            case "report":
-                lines = self.store.path(ref, "report.md").read_text("utf-8").splitlines()
-                return [line for line in lines if "hours" not in line]
-        return self.store.landed(ref).data_version
-
-
-def tables(warehouse: Path) -> dict[str, list[tuple]]:
-    """What a warehouse says, ids and durations of runs aside; two builds differ in bytes."""
-    with duckdb.connect(str(warehouse), read_only=True) as db:
-        (names,) = db.execute("SELECT list(table_name) FROM duckdb_tables()").fetchone()
-        said = "COLUMNS(lambda c: c NOT LIKE '%run_id' AND c NOT LIKE '%_seconds')"
-        timeless = {"numbers": "WHERE unit <> 'seconds'"}
-        return {
-            n: db.execute(f"SELECT {said} FROM {n} {timeless.get(n, '')} ORDER BY ALL").fetchall()
-            for n in names
-        }
+        manifest = self.store.landed(ref)
+        if ref.asset in ("warehouse", "number_ledger", "report"):  # they tell of runs, and of time
+            return {name: content_of(self.store.path(ref, name)) for name in manifest.files}
+        return manifest.data_version
 
 
 @contextmanager

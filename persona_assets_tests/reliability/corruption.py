@@ -31,7 +31,8 @@ from persona_assets.study import StudyError, load_study
 from persona_assets_tests.conftest import PROJECT
 from persona_assets_tests.integration.project import Project, make
 from persona_assets_tests.questions.published import as_jsonl, published
-from persona_assets_tests.reliability.bench import Bench, bench, lost, tables
+from persona_assets_tests.reliability.bench import Bench, bench, lost
+from persona_assets_tests.reliability.content import content_of
 from persona_assets_tests.reliability.table import Row
 
 _AGAIN = "making the partition again"
@@ -233,7 +234,7 @@ def _differing(on: Bench, ref: Ref) -> list[str]:
             name
             for name, entry in manifest.files.items()
             if not (
-                tables(made / name) == tables(landed / name)
+                content_of(made / name) == content_of(landed / name)
                 if name.endswith(".duckdb")
                 else sha256_file(made / name) == entry["sha256"]
             )

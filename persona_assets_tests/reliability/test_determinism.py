@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from persona_assets.store import Ref
 from persona_assets_tests.integration.project import Project
 from persona_assets_tests.reliability import determinism
-from persona_assets_tests.reliability.determinism import KINDS, compared, content, difference
+from persona_assets_tests.reliability.content import content_of
+from persona_assets_tests.reliability.determinism import KINDS, compared, difference
 
 CELL = "librarian.garbage_cot.42"
 CONTRAST = "generic_cot-garbage_cot.source_loss"
@@ -179,7 +180,7 @@ def test_a_missing_partition_and_a_missing_file_are_differences(project, theirs)
 def test_what_is_left_out_of_a_text(tmp_path, name, text, same, other):
     def of(written: str) -> dict[str, str]:
         (tmp_path / name).write_text(written, "utf-8")
-        return content(tmp_path / name)
+        return content_of(tmp_path / name)
 
     digits = "1" * len(same)
     assert of(text) == of(text.replace(same, digits)) != of(text.replace(other, "0.6"))

@@ -97,7 +97,6 @@ class Cluster:
             **environment,
             "PATH": f"{programs}{os.pathsep}{environment['PATH']}",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": f"{_PATIENCE:g}",  # else 30: little on a busy machine
         }
         self.nodes: list[Node] = []
         self.port, dashboard = free_port(), free_port()

@@ -133,6 +133,7 @@ def test_nodes_that_share_object_storage_and_the_database_alone(
     folders = {name: other.environment[name] for name in names}
     with Cluster(head.environment | home | postgres.variables, cpus=1) as cluster:
         cluster.add(cpus=1, **folders)
+        cluster.wait_for(2)  # two that start at a time on one machine take each other's sockets
         lost = cluster.add(cpus=1, **folders)
         cluster.wait_for(3)
         address = {"PERSONA_ASSETS_RAY": cluster.url}
