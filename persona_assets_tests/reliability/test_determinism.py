@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from persona_assets.graph import Graph
 from persona_assets.store import Ref
 from persona_assets_tests.integration.project import Project
 from persona_assets_tests.reliability import determinism
@@ -48,6 +49,13 @@ def test_what_is_made_again_is_the_same(project, own_project):
         sum(ref.asset in assets for ref in project.graph.refs) for assets in KINDS.values()
     ]
     assert sum(row.tried for row in rows) == len(project.graph.refs)
+
+
+def test_all_that_a_run_makes_is_compared(mini):
+    """Of the study that is made twice, which says where it is published, too."""
+    made = {name for name, asset in Graph(mini).assets.items() if asset.group != "publish"}
+    assert sorted(asset for assets in KINDS.values() for asset in assets) == sorted(made)
+    assert len(made) < len(Graph(mini).assets)
 
 
 def tampered(project: Project, ref: Ref, name: str, change) -> None:
