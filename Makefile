@@ -37,7 +37,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder -rs
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -rs
 
 # Its warnings are not those of pyproject.toml, which name Dagster's: that is not installed there.
 test-vllm: $(VLLM_VENV)/.installed

@@ -19,6 +19,9 @@ import psutil
 from persona_assets_tests.conftest import PROJECT
 from persona_assets_tests.integration.project import Project
 
+#: Seconds between looks at a run: each costs the webserver some of the processor that the run has.
+_POLL = 1.5
+
 
 class Webserver:
     """``persona-assets ui`` on a free port, with a DAGSTER_HOME of its own in the data folder.
@@ -132,7 +135,7 @@ def launch(
     status = ""
     while status not in ("SUCCESS", "FAILURE", "CANCELED"):
         assert time.monotonic() < deadline, f"run {run_id} is still {status}"
-        time.sleep(0.5)
+        time.sleep(_POLL)
         status = webserver.ask(RUN, id=run_id)["runOrError"]["status"]
     return run_id, status
 
@@ -176,7 +179,7 @@ def backfill(
     deadline = time.monotonic() + seconds
     while not (state := backfilled(webserver, backfill_id))["status"].startswith("COMPLETED"):
         assert time.monotonic() < deadline, state
-        time.sleep(0.5)
+        time.sleep(_POLL)
     return {
         tag["value"]: (run["runId"], run["status"])
         for run in state["runs"]
