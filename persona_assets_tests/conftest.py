@@ -20,15 +20,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Files of integration, reliability and scale tests that take long, the longest first.
 _LONG = (
-    "test_spine.py",
-    "test_tour.py",
-    "test_dagster.py",
     "test_real_input.py",
-    "test_corruption.py",
-    "test_disk.py",
-    "test_concurrency.py",
-    "test_kills.py",
+    "test_dagster.py",
+    "test_tour.py",
     "test_sample.py",
+    "test_disk.py",
+    "test_hub_checkpoints.py",
+    "test_concurrency.py",
+    "test_spine.py",
+    "test_corruption.py",
+    "test_longrun.py",
+    "test_publish_wandb.py",
+    "test_docs.py",
+    "test_hub_round_trip.py",
+    "test_kills.py",
+    "test_determinism.py",
 )
 
 
