@@ -149,7 +149,6 @@ def test_a_damaged_manifest_is_named_by_its_url(storage, here, there):
 
 _KILLED = """
 import os, signal, sys
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from persona_assets.object_store import ObjectStore
