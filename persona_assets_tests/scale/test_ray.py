@@ -124,18 +124,17 @@ def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_pat
 def test_nodes_that_share_object_storage_and_the_database_alone(
     project, postgres, storage, tmp_path
 ):
-    """Four cells; the head has a data folder, the others one, in each the study file alone."""
+    """Four cells over three nodes, each with a data folder that has the study file in it."""
     keys = grid.trained(project, 4)
     upload(project, storage, but=[Ref(asset, key) for asset in CHAIN for key in keys])
-    head, other = (machine(tmp_path / name, tiny_study_text(), storage) for name in ("1", "2"))
+    machines = [machine(tmp_path / name, tiny_study_text(), storage) for name in ("1", "2", "3")]
+    head = machines[0]
     home = {"DAGSTER_HOME": str(head.data)}
     names = (environment.DATA, environment.DAGSTER_STORAGE)
-    folders = {name: other.environment[name] for name in names}
     with Cluster(head.environment | home | postgres.variables, cpus=1) as cluster:
-        cluster.add(cpus=1, **folders)
-        cluster.wait_for(2)  # two that start at a time on one machine take each other's sockets
-        lost = cluster.add(cpus=1, **folders)
-        cluster.wait_for(3)
+        for count, other in enumerate(machines[1:], 2):
+            lost = cluster.add(cpus=1, **{name: other.environment[name] for name in names})
+            cluster.wait_for(count)  # two that start at a time here take each other's sockets
         address = {"PERSONA_ASSETS_RAY": cluster.url}
         server = Webserver(head, smaller(tmp_path / "home"), **postgres.variables, **address)
         try:
@@ -151,5 +150,4 @@ def test_nodes_that_share_object_storage_and_the_database_alone(
     assert {head.states()[Ref(asset, key)] for asset in CHAIN for key in keys} == {"fresh"}
     verified = head.run("verify", "--study", "tiny")
     assert verified.stdout.startswith("0 of "), verified.stdout
-    assert whole.orphans(head) is None
-    assert whole.orphans(other) is None
+    assert [whole.orphans(each) for each in machines] == [None] * 3
