@@ -132,6 +132,9 @@ class Ledger(Mapping[str, Number]):
             hint = nearest(number_id, self._numbers)
             raise UnknownNumber(f"no number {number_id!r}. {hint}".strip()) from None
 
+    def __contains__(self, number_id: object) -> bool:
+        return number_id in self._numbers  # Mapping's would look for the nearest to say it is not
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._numbers)
 

@@ -6,8 +6,9 @@ Reads the warehouse alone: the file is a complete record of the study.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ class Trace:
         same = {name: getattr(self.number, name) == value for name, value in self.again.items()}
         return same | self.views
 
+
+#: Makes a number's interval, standard error and p again.
+Resampled = Callable[[Number], dict[str, float]]
 
 _ESTIMATORS = {"bootstrap mean": bootstrap_mean, "bootstrap questions": bootstrap_questions}
 
@@ -92,18 +96,23 @@ def _views(db: duckdb.DuckDBPyConnection, number: Number) -> dict[str, bool]:
 
 def remade(db: duckdb.DuckDBPyConnection, ledger: Ledger, number: Number) -> dict[str, float]:
     """Value, interval, standard error and p of a number, from SQL and estimator."""
+    return _remade(db, ledger, number, partial(_resampled, db))
+
+
+def _remade(
+    db: duckdb.DuckDBPyConnection, ledger: Ledger, number: Number, resampled: Resampled
+) -> dict[str, float]:
     again = {"value": value_of(db, number)}
     if number.number_id.endswith("/se_ratio"):
         key = number.number_id.removesuffix("/se_ratio")
         question, pairs = (
-            _resampled(db, ledger[f"{key}/{scheme}"])["std_error"]
-            for scheme in ("question", "pairs")
+            resampled(ledger[f"{key}/{scheme}"])["std_error"] for scheme in ("question", "pairs")
         )
         again["value"] = question / pairs
     if number.estimator != "exact":
-        again |= _resampled(db, number)
+        again |= resampled(number)
     if number.p_holm is not None:
-        again["p_holm"] = _adjusted(db, ledger, number)
+        again["p_holm"] = _adjusted(ledger, number, resampled)
     return again
 
 
@@ -156,9 +165,12 @@ def not_reproduced(db: duckdb.DuckDBPyConnection) -> list[str]:
     their equivalence tests, also interval, standard error and p by the estimator.
     """
     ledger, found = read_ledger(db), []
+    resampled = cache(partial(_resampled, db))  # each again in the Holm adjustment of its family
     for number in ledger.values():
-        registered = number.number_id.startswith("contrast/")
-        again = remade(db, ledger, number) if registered else {"value": value_of(db, number)}
+        if number.number_id.startswith("contrast/"):
+            again = _remade(db, ledger, number, resampled)
+        else:
+            again = {"value": value_of(db, number)}
         found += [
             f"{number.number_id}, {name}: {getattr(number, name)!r}, made again {value!r}"
             for name, value in again.items()
@@ -186,7 +198,7 @@ def _resampled(db: duckdb.DuckDBPyConnection, number: Number) -> dict[str, float
     return {name: value for name, value in found.items() if getattr(number, name) is not None}
 
 
-def _adjusted(db: duckdb.DuckDBPyConnection, ledger: Ledger, number: Number) -> float:
+def _adjusted(ledger: Ledger, number: Number, resampled: Resampled) -> float:
     """Holm's adjustment over the number's family, every p-value made again."""
     scheme = number.number_id.rpartition("/")[2]
     family = [
@@ -194,7 +206,7 @@ def _adjusted(db: duckdb.DuckDBPyConnection, ledger: Ledger, number: Number) -> 
         for other in ledger.values()
         if other.p_holm is not None and other.number_id.endswith(f"/{scheme}")
     ]
-    adjusted = holm([_resampled(db, member)["p_value"] for member in family])
+    adjusted = holm([resampled(member)["p_value"] for member in family])
     return float(adjusted[family.index(number)])
 
 
