@@ -56,8 +56,11 @@ class TemplateWriter:
 
 def _closest_wording(request: RationaleRequest) -> str:
     rng = random.Random(_request_hash(request))
-    phrases = _phrases(request)
-    wordings = [_compose(request, phrases, rng) for _ in range(WORDINGS)]
+    question, letter, phrases = request.question, request.argues_for, _phrases(request)
+    choice = _quote(question.choice(letter))
+    others = [_quote(question.choice(o)) for o in question.letters if o != letter]
+    topics = _topics(question)
+    wordings = [_compose(letter, choice, others, topics, phrases, rng) for _ in range(WORDINGS)]
     return min(wordings, key=lambda text: abs(_pieces(text) - TARGET_PIECES))
 
 
@@ -83,13 +86,18 @@ def _role(request: RationaleRequest) -> str:
     return _lower_lone_capitals(_clean(role)).replace("{", "").replace("}", "")
 
 
-def _compose(request: RationaleRequest, phrases: Phrases, rng: random.Random) -> str:
-    question, letter = request.question, request.argues_for
-    others = [_quote(question.choice(o)) for o in question.letters if o != letter]
-    rng.shuffle(others)
+def _compose(
+    letter: str,
+    choice: str,
+    others: Sequence[str],
+    topics: Sequence[str],
+    phrases: Phrases,
+    rng: random.Random,
+) -> str:
+    others = _shuffled(others, rng)
     two = len(others) > 1 and rng.random() < 0.6
     pattern = rng.choice(phrases.reject_two if two else phrases.reject_one)
-    topic, second_topic = _topics(question, rng)
+    topic, second_topic, *_ = [*_shuffled(topics, rng), "wording", "question"]
     sentences = [
         rng.choice(phrases.openings),
         rng.choice(phrases.supports),
@@ -100,22 +108,24 @@ def _compose(request: RationaleRequest, phrases: Phrases, rng: random.Random) ->
     return " ".join(sentences).format(
         topic=topic,
         second_topic=second_topic,
-        choice=_quote(question.choice(letter)),
+        choice=choice,
         letter=letter,
         other=others[0],
         another=others[-1],
     )
 
 
-def _topics(question: Question, rng: random.Random) -> tuple[str, str]:
-    """Two of the question's content words, or stand-ins where it has none."""
+def _shuffled(items: Sequence[str], rng: random.Random) -> list[str]:
+    items = list(items)
+    rng.shuffle(items)
+    return items
+
+
+def _topics(question: Question) -> list[str]:
+    """Up to four of the question's content words: longer ones say more about what it is about."""
     seen = dict.fromkeys(re.findall(r"[^\W\d_]{4,}", _clean(question.text).lower()))
     content = [word for word in seen if word not in STOP_WORDS]
-    # Longer words say more about what a question is about.
-    salient = sorted(content, key=len, reverse=True)[:4]
-    rng.shuffle(salient)
-    first, second, *_ = [*salient, "wording", "question"]
-    return first, second
+    return sorted(content, key=len, reverse=True)[:4]
 
 
 def _quote(choice: str) -> str:
