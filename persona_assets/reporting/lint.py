@@ -10,8 +10,9 @@ from __future__ import annotations
 import html.parser
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ class Page(html.parser.HTMLParser):
     source: str
     marked: list[tuple[dict[str, str], str]] = field(default_factory=list)
     codes: list[str] = field(default_factory=list)
-    prose: str = ""
+    prose: str = field(init=False)
     sections: list[str] = field(default_factory=list)
     headings: dict[str, int] = field(default_factory=dict)
     figures: list[tuple[list[str], str]] = field(default_factory=list)
@@ -83,9 +84,11 @@ class Page(html.parser.HTMLParser):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._open: list[tuple[str, dict[str, str]]] = []
+        self._open: list[tuple[str, str, bool]] = []  # tag, data-confidence, names its origin
+        self._said: list[str] = []
         self.feed(self.source)
         self.close()
+        self.prose = "".join(self._said)
 
     def of(self, origin: str) -> list[tuple[dict[str, str], str]]:
         """What is marked with one of ``_ORIGINS``."""
@@ -94,9 +97,10 @@ class Page(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {name: value or "" for name, value in attrs}
         if tag not in _INLINE:
-            self.prose += "\n"
+            self._said.append("\n")
         for name in _SPOKEN:
-            self.prose += f"\n{attributes[name]}\n" if name in attributes else ""
+            if name in attributes:
+                self._said.append(f"\n{attributes[name]}\n")
         if tag == "section":
             self.sections.append(attributes.get("id", ""))
         if tag == "h2" and self.sections:
@@ -107,44 +111,41 @@ class Page(html.parser.HTMLParser):
             self.figures[-1][0].append(attributes.get("alt", ""))
         if tag == "pre":
             self.samples.append(attributes)
-        if _origin(attributes):
+        origin = any(name in attributes for name in _ORIGINS)
+        if origin:
             self.marked.append((attributes, ""))
         elif tag == "code":
             self.codes.append("")
         if tag not in _VOID:
-            self._open.append((tag, attributes))
+            self._open.append((tag, attributes.get("data-confidence", ""), origin))
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in _INLINE:
-            self.prose += "\n"
+            self._said.append("\n")
         while self._open and self._open.pop()[0] != tag:
             pass
 
     def handle_data(self, data: str) -> None:
-        if self._within("figcaption"):
+        tags = {tag for tag, _, _ in self._open}
+        if "figcaption" in tags:
             images, caption = self.figures[-1]
             self.figures[-1] = (images, caption + data)
-        for _, attributes in self._open:
-            if name := attributes.get("data-confidence"):
-                self.markers[name] = self.markers.get(name, "") + data
-        if any(_origin(attributes) for _, attributes in self._open):
+        for name in {name for _, name, _ in self._open if name}:
+            self.markers[name] = self.markers.get(name, "") + data
+        if any(origin for _, _, origin in self._open):
             attributes, text = self.marked[-1]
             self.marked[-1] = (attributes, text + data)
-        elif self._within("code"):
+        elif "code" in tags:
             self.codes[-1] += data
-        elif self._within("style"):
-            self.prose += " ".join(re.findall(r"content\s*:\s*([^;}]*)", data))
+        elif "style" in tags:
+            self._said.append(" ".join(re.findall(r"content\s*:\s*([^;}]*)", data)))
         else:
-            self.prose += data
+            self._said.append(data)
             return
-        self.prose += " "
+        self._said.append(" ")
 
     def _within(self, tag: str) -> bool:
-        return any(opened == tag for opened, _ in self._open)
-
-
-def _origin(attributes: Mapping[str, str]) -> bool:
-    return any(name in attributes for name in _ORIGINS)
+        return any(opened == tag for opened, _, _ in self._open)
 
 
 def lint_audits(report: Report, warehouse: Path, study: Study) -> list[Audit]:
@@ -231,29 +232,35 @@ def _not_the_studys(page: Page, study: Study) -> Iterator[str]:
 
 
 def _not_the_warehouses(page: Page, db: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    look_up = cache(partial(_look_up, db))  # of a row, a page quotes several columns
     for attributes, text in page.of("data-table"):
         key = {name[5:].replace("-", "_"): value for name, value in attributes.items()}
-        found = [visible(value) for value in _quoted(db, dict(key))]
+        found = [visible(value) for value in _quoted(dict(key), look_up)]
         if found != [text]:
             named = ", ".join(f"{name} {value}" for name, value in key.items())
             yield f"what is quoted of {named} is not what the warehouse holds"
 
 
-def _quoted(db: duckdb.DuckDBPyConnection, key: dict[str, str]) -> list[str]:
+def _quoted(key: dict[str, str], look_up: Callable[..., list[queries.Row]]) -> list[str]:
     """The text of what a quotation names, as the warehouse has it; empty if it names nothing."""
     table, column = key.pop("table"), key.pop("column", "")
-    if (table, column) == ("questions", "asked"):
-        found = queries.rows(db, "SELECT * FROM questions WHERE question_id = $question_id", **key)
-        return [asked(row) for row in found]
+    if (table, column) == ("questions", "asked") and key.keys() == {"question_id"}:
+        return [asked(row) for row in look_up(table, "*", **key)]
     kind = key.pop("confound", None)
     if column not in _QUOTABLE.get(table, {}) or key.keys() != set(QUOTED_KEYS[table]):
         return []
-    where = " AND ".join(f"{name} = ${name}" for name in key)
-    found = queries.rows(db, f"SELECT {column} AS value FROM {table} WHERE {where}", **key)
+    found = [row[column] for row in look_up(table, ", ".join(_QUOTABLE[table]), **key)]
     if kind is not None:
-        return [quoted_differences(row["value"], kind) for row in found]
+        return [quoted_differences(value, kind) for value in found]
     instead = _QUOTABLE[table][column]
-    return [str(instead if row["value"] in (None, "") else row["value"]) for row in found]
+    return [str(instead if value in (None, "") else value) for value in found]
+
+
+def _look_up(
+    db: duckdb.DuckDBPyConnection, table: str, columns: str, **key: str
+) -> list[queries.Row]:
+    where = " AND ".join(f"{name} = ${name}" for name in key)
+    return queries.rows(db, f"SELECT {columns} FROM {table} WHERE {where}", **key)
 
 
 #: The columns that a page may quote, and what stands where they are empty.
