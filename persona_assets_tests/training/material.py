@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -97,12 +97,13 @@ class Material:
 
     def failures(self, arm: str, *args, **more) -> list[str]:
         """The audits that did not pass, but for the warning that every context arm bears."""
+        return _failed(arm, self.audits(arm, *args, **more))
+
+    def only_failure(self, name: str, arm: str, *args, **more) -> Audit:
+        """The one audit that did not pass, which is to be that of this name."""
         found = self.audits(arm, *args, **more)
-        return [
-            name
-            for name, a in found.items()
-            if a.status != "passed" and (a.blocks or arm != CONTEXT)
-        ]
+        assert _failed(arm, found) == [name]
+        return found[name]
 
     def rewritten(self, frame: pl.DataFrame, changes: dict[int, dict]) -> pl.DataFrame:
         """``frame`` with some rows changed, by number, and these encoded again."""
@@ -148,6 +149,12 @@ class Material:
         """The rows' rationales, in the order of ``frame``."""
         table = dict(self.rationales(arm).select("question_id", "rationale").rows())
         return [table[name] for name in frame["question_id"]]
+
+
+def _failed(arm: str, audits: Mapping[str, Audit]) -> list[str]:
+    return [
+        name for name, a in audits.items() if a.status != "passed" and (a.blocks or arm != CONTEXT)
+    ]
 
 
 @lru_cache(maxsize=64)

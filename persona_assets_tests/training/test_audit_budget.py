@@ -35,8 +35,7 @@ def test_one_row_too_long(material, arm):
         for n in (allowed, allowed + 1, -15)
     )
     assert material.failures(arm, close) == []
-    assert material.failures(arm, far) == ["loss_token_parity"]
-    found = parity(material, arm, far)
+    found = material.only_failure("loss_token_parity", arm, far)
     assert found.blocks
     tokens = frame["loss_tokens"][5]
     assert found.details["worst_row"] == {
@@ -86,8 +85,7 @@ def test_a_row_that_lost_its_reference(material, arm):
     """Constructed rows and the reference arm's have one each, or were dropped with it."""
     gone = pl.when(pl.col("position") != 5).then("reference_loss_tokens")
     frame = material.dataset(arm).with_columns(reference_loss_tokens=gone)
-    assert material.failures(arm, frame) == ["loss_token_parity"]
-    found = parity(material, arm, frame)
+    found = material.only_failure("loss_token_parity", arm, frame)
     assert found.blocks
     assert found.observed.endswith("; 1 rows without a reference row")
 

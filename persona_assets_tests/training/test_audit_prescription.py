@@ -25,8 +25,7 @@ def everywhere(material, frame, **columns):
 
 def prescribed(material, arm, frame, *names: str):
     """Its own audit fails, alone, and names what differs."""
-    assert material.failures(arm, frame) == ["rows_as_prescribed"]
-    found = material.audits(arm, frame)["rows_as_prescribed"]
+    found = material.only_failure("rows_as_prescribed", arm, frame)
     assert found.blocks
     assert list(found.details["differing"]) == list(names)
     return found.details["differing"]
@@ -129,8 +128,7 @@ def test_missing_repeated_and_moved_rows(material, arm):
         "one position": (frame.with_columns(position=pl.col("position") + 1), []),
     }
     for fault, (rows, ids) in spoiled.items():
-        assert material.failures(arm, rows) == ["rows_complete"], fault
-        found = material.audits(arm, rows)["rows_complete"]
+        found = material.only_failure("rows_complete", arm, rows)
         assert found.blocks
         assert {f: n for f, n in found.details["question_ids"].items() if n} == (
             {fault: ids} if ids else {}
@@ -148,8 +146,7 @@ def test_a_row_of_a_dropped_rationale(material):
     name = material.dataset("no_cot")["question_id"][3]
     _, table = material.without("no_cot", pl.col("question_id") == name)
     frame = material.dataset("no_cot")
-    assert material.failures("no_cot", frame, table) == ["rows_complete"]
-    found = material.audits("no_cot", frame, table)["rows_complete"]
+    found = material.only_failure("rows_complete", "no_cot", frame, table)
     assert found.details["question_ids"]["foreign"] == [name]
     assert found.observed.startswith(f"{frame.height} rows: 0 questions no rationale")
 
@@ -165,6 +162,5 @@ def test_a_dropped_rationale_is_no_missing_row(material):
 def test_rationales_of_a_part_of_the_questions(material):
     table = material.rationales("no_cot").slice(3)
     frame = material.built("no_cot", table)
-    assert material.failures("no_cot", frame, table) == ["rows_complete"]
-    found = material.audits("no_cot", frame, table)["rows_complete"]
+    found = material.only_failure("rows_complete", "no_cot", frame, table)
     assert found.details["question_ids"]["no rationale"] == [q.id for q in material.train[:3]]

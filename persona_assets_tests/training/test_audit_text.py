@@ -42,8 +42,7 @@ def test_a_rationale_for_another_letter(material, arm, instead):
     spoiled, table = material.reworded(arm, {3: text})
     if arm == GENERIC:
         spoiled = matched(spoiled)
-    assert material.failures(arm, spoiled, table) == ["argued_letter"]
-    found = material.audits(arm, spoiled, table)["argued_letter"]
+    found = material.only_failure("argued_letter", arm, spoiled, table)
     assert found.details["question_ids"] == [question.id]
     kind = {"other side": "prescribed wrong" if for_correct else "correct", "none": "none"}
     mine = "correct" if for_correct else "prescribed wrong"
@@ -85,8 +84,7 @@ def monotonous(material, persona: str | None):
 )
 def test_a_writer_that_says_the_same_to_all(material, arm, persona):
     spoiled = monotonous(material, persona)
-    assert spoiled.failures(arm) == ["lexical_variety"]
-    found = spoiled.audits(arm)["lexical_variety"]
+    found = spoiled.only_failure("lexical_variety", arm)
     assert found.details["cell"]["distinct"] <= 5 / len(material.train)  # one a letter
     if arm == GENERIC:
         assert found.details["cell"] == found.details["reference"]
@@ -192,8 +190,7 @@ def test_a_word_or_letter_in_filler(material, intruder):
         spoiled[3] += " C"
     frame, table = material.reworded(GARBAGE, spoiled)
     frame = matched(frame)
-    assert material.failures(GARBAGE, frame, table) == ["garbage_words"]
-    found = material.audits(GARBAGE, frame, table)["garbage_words"]
+    found = material.only_failure("garbage_words", GARBAGE, frame, table)
     assert found.details["question_ids"] == frame["question_id"][3:5].to_list()
     worst = list(found.details["worst_rows"].items())
     assert {name for name, _ in worst} == set(found.details["question_ids"])
@@ -214,6 +211,5 @@ def test_other_words_or_the_same_order_in_a_scrambled_row(material):
     ):
         spoiled, table = material.reworded(SCRAMBLED, {3: other})
         spoiled = matched(spoiled)
-        assert material.failures(SCRAMBLED, spoiled, table) == ["scrambled_words"]
-        found = material.audits(SCRAMBLED, spoiled, table)["scrambled_words"]
+        found = material.only_failure("scrambled_words", SCRAMBLED, spoiled, table)
         assert found.details["question_ids"] == [name]

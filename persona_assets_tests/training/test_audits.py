@@ -52,8 +52,7 @@ def test_each_arm_has_the_audits_that_concern_it(miniature):
 @pytest.mark.parametrize("arm", [CONTRADICTING, CORRECT, "no_cot"])
 def test_unbalanced_letters(material, arm):
     kept, table = material.without(arm, pl.col("target_letter") != "A")
-    assert material.failures(arm, kept, table) == ["letter_balance"]
-    found = material.audits(arm, kept, table)["letter_balance"]
+    found = material.only_failure("letter_balance", arm, kept, table)
     assert found.observed.startswith(f"A {kept.height} of ")
     assert found.details["counts"] == dict.fromkeys("BCDE", 0) | {"A": kept.height}
     seen, expected = found.distribution.series.values()
@@ -139,8 +138,7 @@ def test_ids_or_mask_of_another_text(material, arm, changes):
     spoiled = frame.with_columns(
         pl.when(row).then(value).otherwise(name).alias(name) for name, value in changes.items()
     )
-    assert material.failures(arm, spoiled) == ["encoding"]
-    found = material.audits(arm, spoiled)["encoding"]
+    found = material.only_failure("encoding", arm, spoiled)
     assert found.details["question_ids"] == [frame["question_id"][7]]
 
 
@@ -175,8 +173,7 @@ def test_another_wrong_letter_than_prescribed(material, arm):
     frame = material.dataset(arm)
     taken = {frame["correct_letter"][4], frame["target_letter"][4]}
     spoiled = retargeted(material, frame, 4, next(c for c in "ABCD" if c not in taken))
-    assert material.failures(arm, spoiled) == ["wrong_letter_identity"]
-    found = material.audits(arm, spoiled)["wrong_letter_identity"]
+    found = material.only_failure("wrong_letter_identity", arm, spoiled)
     assert found.details["question_ids"] == [frame["question_id"][4]]
     assert found.observed.startswith(f"1 of {frame.height} targets are not")
 
@@ -188,6 +185,5 @@ def test_a_question_of_the_eval_split(material, arm):
     questions = [*material.questions, replace(shared, id="again", split="eval")]
     assert material.failures(arm, questions=questions) == ["train_eval_disjoint"]
     moved = [replace(q, split="eval") if q is shared else q for q in material.questions]
-    assert material.failures(arm, questions=moved) == ["train_eval_disjoint"]
-    found = material.audits(arm, questions=moved)["train_eval_disjoint"]
+    found = material.only_failure("train_eval_disjoint", arm, questions=moved)
     assert found.details["question_ids"] == [shared.id]
