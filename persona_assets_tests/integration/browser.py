@@ -39,6 +39,8 @@ _PASSING = (
     NoSuchElementException,
     StaleElementReferenceException,
 )
+#: Seconds between looks at a page: each costs some of the processor that draws it.
+_POLL = 0.5
 _T = TypeVar("_T")
 
 
@@ -74,7 +76,7 @@ class Browser:
             TimeoutException: it never was; names ``what`` and shows the page's text, which is
                 kept beside a picture as ``failed``.
         """
-        wait = WebDriverWait(self.driver, seconds, 0.2, ignored_exceptions=_PASSING)
+        wait = WebDriverWait(self.driver, seconds, _POLL, ignored_exceptions=_PASSING)
         try:
             return wait.until(lambda _: condition())
         except TimeoutException:

@@ -67,11 +67,11 @@ def status(server: Webserver, backfill: str) -> str:
 
 
 def wait(what: Callable[[], bool], seconds: float) -> None:
-    """Look every half second until ``what`` holds."""
+    """Look every second until ``what`` holds."""
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, f"not after {seconds:g} s"
-        time.sleep(0.5)
+        time.sleep(1)
 
 
 @contextmanager
