@@ -18,18 +18,19 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Several workers share the processors (`make test`): torch's own threads would be in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Files of integration, reliability and scale tests that take long, the longest first.
+#: The file of integration tests that begins, and with it the making of the tiny study.
+_FIRST = "test_dagster.py"
+#: Others of integration, reliability and scale tests that take long, the longest first.
 _LONG = (
-    "test_real_input.py",
-    "test_dagster.py",
     "test_tour.py",
-    "test_sample.py",
+    "test_real_input.py",
     "test_disk.py",
+    "test_sample.py",
+    "test_longrun.py",
     "test_hub_checkpoints.py",
     "test_concurrency.py",
     "test_spine.py",
     "test_corruption.py",
-    "test_longrun.py",
     "test_publish_wandb.py",
     "test_docs.py",
     "test_hub_round_trip.py",
@@ -48,11 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         if not {"integration", "reliability", "scale"}.intersection(item.path.parts):
             return 1
-        if item.path == first:
+        if item.path.name == _FIRST:
             return 0
         return 2 + (_LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
 
-    first = next((item.path for item in items if "integration" in item.path.parts), None)
     items.sort(key=place)
 
 
