@@ -49,22 +49,23 @@ class Head:
         return SimpleNamespace(message="its node was lost")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def head(monkeypatch) -> Head:
     head = Head()
     monkeypatch.setattr(RayLauncher, "client", head)
     return head
 
 
-@pytest.fixture
-def instance(monkeypatch, head):
+@pytest.fixture(scope="module")
+def instance():
     """An instance with the launcher of ``deploy/ray``; its studies are the project's."""
-    monkeypatch.setenv("PERSONA_ASSETS_RAY", "http://127.0.0.1:1")
-    monkeypatch.setenv(environment.DATA, str(PROJECT / "data"))
     settings = yaml.safe_load((DEPLOY / "ray" / "dagster.yaml").read_text("utf-8"))
     used = {name: settings[name] for name in ("run_launcher", "concurrency", "run_queue")}
-    with dg.instance_for_test(overrides=used) as fresh:
-        yield fresh
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERSONA_ASSETS_RAY", "http://127.0.0.1:1")
+        patch.setenv(environment.DATA, str(PROJECT / "data"))
+        with dg.instance_for_test(overrides=used) as shared:
+            yield shared
 
 
 def queued(instance, job: str = "__ASSET_JOB", assets: tuple[str, ...] = (), **tags: str):

@@ -56,7 +56,7 @@ def extended(project, tmp_path_factory) -> Project:
     why = own.run("status", "--study", "tiny", "--why", GARBAGE)
     assert why.returncode == 0, why.stderr
     (own.data / "why.txt").write_text(why.stdout, "utf-8")
-    done = own.run("run", "--study", "tiny", "--workers", "2")
+    done = own.run("run", "--study", "tiny", "--workers", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     return own
 

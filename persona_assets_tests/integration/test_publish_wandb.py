@@ -13,8 +13,6 @@ from typing import Any
 import dagster as dg
 import polars as pl
 import pytest
-from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from persona_assets.publishing.markers import Markers
 from persona_assets.store import Ref
@@ -52,6 +50,9 @@ def published(project, tmp_path_factory) -> Project:
 
 def offline(project: Project, ref: Ref) -> dict[str, list[Any]]:
     """The records of a landed offline run, by type, as W&B's own reader reads them."""
+    from wandb.proto import wandb_internal_pb2  # seconds, in each test process if it stood above
+    from wandb.sdk.internal.datastore import DataStore
+
     (path,) = project.store.directory(ref).glob("offline-run/*.wandb")
     reader, found = DataStore(), {}
     reader.open_for_scan(str(path))

@@ -16,7 +16,6 @@ from persona_assets_tests.reliability.concurrency import (
     Reader,
     evaluated_while_read_and_rebuilt,
     made_by_two,
-    two_runs,
 )
 
 DATASET = Ref("training_dataset", "librarian.garbage_cot.42")
@@ -24,7 +23,6 @@ DATASET = Ref("training_dataset", "librarian.garbage_cot.42")
 
 def test_the_second_waits_for_the_first_and_keeps_what_it_made(own_project):
     assert made_by_two(own_project, DATASET, first_dies=False) is None
-    assert two_runs(own_project, DATASET) is None
 
 
 def test_evaluations_beside_a_rebuild_and_a_reader(project, own_project, monkeypatch):

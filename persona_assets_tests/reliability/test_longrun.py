@@ -38,7 +38,7 @@ def test_the_study_has_500_cells():
 def test_a_cell_of_the_daemon_its_pages_and_the_memory(own_project, tmp_path, monkeypatch):
     monkeypatch.setattr(longrun, "LOOKS", 1)
     monkeypatch.setattr(longrun, "PAGE_SECONDS", 60)  # how busy the machine is, is no matter here
-    (own_project.store.folder(Ref("checkpoint", CELL)) / "manifest.json").unlink()
+    (own_project.store.folder(Ref("training_dataset", CELL)) / "manifest.json").unlink()
     server = Webserver(own_project)
     try:
         server.wait_until_up()
