@@ -55,6 +55,7 @@ def tried(
     folder: Path,
     seed: int,
     kinds: Mapping[str, tuple[str, int]] = KINDS,
+    refused: Iterable[str] = tuple(KINDS),
     databases: int = 24,
     clock: bool = True,
 ) -> list[Row]:
@@ -62,7 +63,8 @@ def tried(
 
     Args:
         kinds: Assets, each with what it is and how often it meets a full disk.
-        databases: How often those of Dagster's do.
+        refused: Assets that meet a store which may not be written.
+        databases: How often Dagster's databases meet a full disk.
         clock: Whether a clock runs backwards too.
     """
     rng = random.Random(seed)
@@ -73,8 +75,8 @@ def tried(
             found = [_full(on, disk, asset, *kind, rng) for asset, kind in kinds.items()]
             found.append(_full_databases(on, beside, databases, rng))
             found.append(_refused_before(on, disk, beside, rng))
-            found.append(_read_only(on, disk, kinds, rng))
-            found.append(_forbidden(on, kinds, rng))
+            found.append(_read_only(on, disk, refused, rng))
+            found.append(_forbidden(on, refused, rng))
     return [*found, _backwards(data, folder / "clock", rng)] if clock else found
 
 
@@ -176,13 +178,13 @@ def _refused_before(on: Bench, disk: SmallDisk, beside: SmallDisk, rng: random.R
     return row
 
 
-def _read_only(on: Bench, disk: SmallDisk, kinds: Iterable[str], rng: random.Random) -> Row:
+def _read_only(on: Bench, disk: SmallDisk, assets: Iterable[str], rng: random.Random) -> Row:
     """A store that becomes read-only: nothing is made, and all that reads goes on."""
     row = Row("store read-only", recovered_by="the same run again, once it is writable")
     if not disk.mounted:
         row.seen = f"not tried: {disk.how}"
         return row
-    for asset in kinds:
+    for asset in assets:
         says = ("Read-only file system", "Mount its file system for writing")
         row.count(trial(on, _some(on, asset, rng), disk.read_only, *says))
     (cell,) = rng.sample([cell.key for cell in on.study.cells], 1)
@@ -200,10 +202,10 @@ def _read_only(on: Bench, disk: SmallDisk, kinds: Iterable[str], rng: random.Ran
     return row
 
 
-def _forbidden(on: Bench, kinds: Iterable[str], rng: random.Random) -> Row:
+def _forbidden(on: Bench, assets: Iterable[str], rng: random.Random) -> Row:
     """Modes forbid to write to the store; root's right to pass over them is dropped."""
     row = Row("no permission to write the store", recovered_by="the same run again, once granted")
-    for asset in kinds:
+    for asset in assets:
         ref = _some(on, asset, rng)
         says = ("Permission denied", "needs the right to write there")
         row.count(trial(on, ref, partial(forbidden, on.store.root), *says))
