@@ -3,7 +3,8 @@
 # make test        lint and tests
 # make test-vllm   the tests of the vLLM engine, with its build for CPUs in a venv of its own
 # make reliability what an operator fears, done on purpose and counted
-# make scale       machines on object storage, Postgres restarted, a Ray node lost, all in real work
+# make scale       machines on object storage, Postgres restarted, a Ray node lost, all in real work;
+#                  and every condition of the real data
 # Each works alone on a fresh machine; the first one installs.
 
 PYTHON ?= python3
@@ -54,7 +55,7 @@ reliability: install
 	$(BIN)/python -m persona_assets_tests.reliability --results $(PERSONA_ASSETS_DATA)/reliability
 
 scale: install
-	$(BIN)/pytest -m heavy -rs persona_assets_tests/scale
+	$(BIN)/pytest -m heavy -rs
 
 clean:
 	rm -rf $(PERSONA_ASSETS_DATA)/store $(PERSONA_ASSETS_DATA)/registry $(PERSONA_ASSETS_DAGSTER)

@@ -1,6 +1,6 @@
-"""``length_matched`` on the published questions and the real tokenizer: every arm of two sources.
+"""``length_matched`` on the published questions and the real tokenizer.
 
-All 78 cells are ``benchmarks/datasets.py``'s.
+Every arm of two sources here, of all four by ``make scale``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 
 ROWS = 1056
-SOURCES = ("librarian", "comedian")
 
 
 @dataclass(frozen=True)
@@ -30,22 +29,28 @@ class Landed:
 
     study: Study
     store: Store
+    sources: tuple[str, ...]
 
     def rows(self, cell: str) -> pl.DataFrame:
         return self.store.frame(Ref("training_dataset", cell))
 
 
-@pytest.fixture(scope="module")
-def landed(study_texts, arc_dir, tokenizer_dir, tmp_path_factory) -> Landed:
-    """Datasets of the first seed of 14 of the 26 conditions, ``no_cot`` included."""
+@pytest.fixture(
+    scope="module",
+    params=["[lc]*", pytest.param("*", marks=pytest.mark.heavy)],
+    ids=["two sources", "all sources"],
+)
+def landed(request, study_texts, arc_dir, tokenizer_dir, tmp_path_factory) -> Landed:
+    """Datasets of the first seed of 14 or of all 26 conditions, ``no_cot`` included."""
     data: Path = tmp_path_factory.mktemp("data")
     path = data / "studies" / "length_matched.yaml"
     path.parent.mkdir()
     assert "  # no_cot: {origin: carry_over}" in study_texts["length_matched"]
     path.write_text(study_texts["length_matched"].replace("# no_cot:", "no_cot:"), "utf-8")
     command = (sys.executable, "-m", "persona_assets", "run", "--study", "length_matched")
+    part = ("--cells", f"{request.param}.42", "--up-to", "training_dataset", "--workers", "1")
     done = subprocess.run(
-        [*command, "--cells", "[lc]*.42", "--up-to", "training_dataset", "--workers", "1"],
+        [*command, *part],
         env=os.environ
         | {
             environment.DATA: str(data),
@@ -59,11 +64,13 @@ def landed(study_texts, arc_dir, tokenizer_dir, tmp_path_factory) -> Landed:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return Landed(load_study(path), Store(data / "store", "length_matched"))
+    study = load_study(path)
+    sources = study.sources if request.param == "*" else ("librarian", "comedian")
+    return Landed(study, Store(data / "store", "length_matched"), tuple(sources))
 
 
 def cells(landed: Landed) -> list:
-    return [c for c in landed.study.cells if c.seed == 42 and c.source in SOURCES]
+    return [c for c in landed.study.cells if c.seed == 42 and c.source in landed.sources]
 
 
 def test_the_bank_is_the_published_one(landed):
@@ -79,7 +86,7 @@ def test_the_bank_is_the_published_one(landed):
 
 
 def test_no_row_of_any_condition_is_dropped_and_every_audit_passes(landed):
-    assert len(cells(landed)) == 14
+    assert len(cells(landed)) == {2: 14, 4: 26}[len(landed.sources)]
     assert {cell.arm for cell in cells(landed)} == set(landed.study.arms)
     for cell in cells(landed):
         rationales = landed.store.landed(Ref("rationales", cell.condition))
@@ -154,5 +161,5 @@ def test_contradicting_rows_are_the_persona_correct_ones_but_for_the_letter(land
 
 def test_sources_have_texts_of_their_own_where_the_arm_says_so(landed):
     for arm, own in (("generic_cot", False), ("persona_cot", True), ("garbage_cot", True)):
-        texts = {tuple(landed.rows(f"{source}.{arm}.42")["assistant"]) for source in SOURCES}
-        assert len(texts) == (2 if own else 1), arm
+        texts = {tuple(landed.rows(f"{source}.{arm}.42")["assistant"]) for source in landed.sources}
+        assert len(texts) == (len(landed.sources) if own else 1), arm
