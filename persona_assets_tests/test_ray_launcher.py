@@ -238,6 +238,6 @@ def test_what_is_deployed_differs_from_the_local_one_in_what_it_must(name):
     assert other == expected.get(name, {"storage"} | more)
     assert deployed["storage"]["postgres"]["postgres_db"]["password"] == {"env": "PGPASSWORD"}
     assert deployed["run_monitoring"].keys() >= local["run_monitoring"].keys()
-    assert deployed["run_retries"]["retry_on_asset_or_op_failure"] is False
+    assert deployed["run_retries"]["retry_on_asset_or_op_failure"] is True
     ours = (DEPLOY / name / "workspace.yaml").read_text("utf-8")
     assert ours == (PROJECT / "workspace.yaml").read_text("utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
+from dagster._core.storage.tags import RETRY_ON_ASSET_OR_OP_FAILURE_TAG
 from pydantic import Field
 
 from persona_assets.asset_row import Asset
@@ -178,9 +179,23 @@ def build_asset(graph: Graph, asset: Asset, make: Maker, store: Store) -> dg.Ass
             with store.turn(ref, on_wait):
                 return _materialize(graph, store, ref, make, context, config)
         except Unavailable as error:  # nothing else: a retry policy would try bad input again, too
+            if context.retry_number == len(RETRY_WAITS):
+                _let_stand(context)
             raise _try_again(error, context.retry_number) from error
+        except Exception:
+            _let_stand(context)
+            raise
 
     return compute
+
+
+def _let_stand(context: dg.AssetExecutionContext) -> None:
+    """Keep Dagster from starting the run again: what the asset itself says of its input stays so.
+
+    ``dagster.yaml`` has runs started again whose step failed, for a step also fails where a
+    statement was cut off in the middle by a restart of Dagster's database.
+    """
+    context.instance.add_run_tags(context.run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
 
 
 def _tags(study: Study, asset: Asset) -> dict[str, str]:
@@ -246,6 +261,8 @@ def _materialize(
             summary=made.summary | {"seconds": seconds},
             data_version=made.data_version,
         )
+    if manifest.blocking_failures:
+        _let_stand(context)
     for released in release_read(graph, store, ref):
         context.log.info(f"the files of {released} were removed, as the study says")
     return _result(graph, store, manifest, made.metadata)

@@ -9,6 +9,9 @@ from time import monotonic
 import dagster as dg
 import polars as pl
 import pytest
+import yaml
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from sqlalchemy.exc import OperationalError
 
 from persona_assets import environment
 from persona_assets.assets import base
@@ -26,6 +29,8 @@ from persona_assets_tests.test_audit import TEXTS
 
 BANK = Ref("question_bank")
 WAITS = (0.4, 0.1, 0.1)
+RUN_RETRIES = yaml.safe_load((PROJECT / "dagster.yaml").read_text("utf-8"))["run_retries"]
+WILL_RETRY = "dagster/will_retry"
 
 
 class Maker:
@@ -71,7 +76,10 @@ class Bench:
         # By steps, so that a claim on the pool could be left behind.
         with dg.instance_for_test(
             temp_dir=str(self.folder / "home"),
-            overrides={"concurrency": {"pools": {"default_limit": 1, "granularity": "op"}}},
+            overrides={
+                "concurrency": {"pools": {"default_limit": 1, "granularity": "op"}},
+                "run_retries": RUN_RETRIES,
+            },
         ) as instance:
             done = dg.materialize(
                 [definition],
@@ -85,6 +93,11 @@ class Bench:
         drafts = list(self.folder.rglob(".draft-*"))
         assert drafts == []
         return done
+
+    def tags(self, done) -> dict[str, str]:
+        """Those of a run."""
+        with dg.DagsterInstance.local_temp(str(self.folder / "home")) as instance:
+            return instance.get_run_by_id(done.run_id).tags
 
 
 def shown(done) -> dict:
@@ -129,6 +142,7 @@ def test_a_service_that_stays_away_fails_the_asset_in_its_own_words(bench):
     assert len(maker.tries) == 1 + len(WAITS)
     assert error_of(done).strip().endswith("Unavailable: hub is down")
     assert bench.store.manifest(BANK) is None
+    assert bench.tags(done)[WILL_RETRY] == "false"
 
 
 @pytest.mark.parametrize("error", [HubError("no such commit"), ValueError("bad row"), OSError(28)])
@@ -139,6 +153,26 @@ def test_bad_input_is_tried_once(bench, error):
     assert len(maker.tries) == 1
     assert retries(done) == []
     assert type(error).__name__ in error_of(done)
+    assert bench.tags(done)[WILL_RETRY] == "false"
+
+
+@pytest.mark.parametrize("event", ["STEP_START", "ASSET_MATERIALIZATION", "STEP_SUCCESS"])
+def test_a_run_under_which_the_database_is_cut_off_is_started_again(bench, event, monkeypatch):
+    """What it had landed by then is kept."""
+    maker, store_event = Maker(), SqliteEventLogStorage.store_event
+
+    def cut_off(self, entry):
+        if entry.is_dagster_event and entry.dagster_event_type.value == event:
+            raise OperationalError("INSERT", {}, Exception("server closed the connection"))
+        store_event(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqliteEventLogStorage, "store_event", cut_off)
+        done = bench.make(maker)
+    assert not done.success
+    assert bench.tags(done)[WILL_RETRY] == "true"
+    assert bench.make(maker).success
+    assert len(maker.tries) == 1
 
 
 def test_what_is_up_to_date_is_kept_with_all_it_has_to_show(bench):
@@ -155,9 +189,7 @@ def test_what_is_up_to_date_is_kept_with_all_it_has_to_show(bench):
 
 def test_who_makes_it_by_hand_is_known_to_dagster(bench):
     """So that run monitoring ends the run of a process that was killed."""
-    done = bench.make(Maker())
-    with dg.DagsterInstance.local_temp(str(bench.folder / "home")) as instance:
-        assert instance.get_run_by_id(done.run_id).tags[PROCESS_TAG] == process_name()
+    assert bench.tags(bench.make(Maker()))[PROCESS_TAG] == process_name()
 
 
 def test_force_makes_it_again(bench):
@@ -174,7 +206,9 @@ def test_force_makes_it_again(bench):
 def test_what_failed_a_blocking_check_is_made_again_unasked(bench):
     maker = Maker()
     maker.audits = [audit("train_eval_identities", False, **TEXTS)]
-    assert not bench.make(maker).success
+    failed = bench.make(maker)
+    assert not failed.success
+    assert bench.tags(failed)[WILL_RETRY] == "false"
     maker.audits = [audit("train_eval_identities", True, **TEXTS)]
     assert bench.make(maker).success
     assert len(maker.tries) == 2
@@ -225,14 +259,14 @@ def test_the_launchpad_explains_the_config(length_matched, tmp_path):
     assert "although it has landed and is up to date" in fields["force"].description
 
 
-def test_the_instance_tries_crashed_runs_again_and_failed_ones_not(tmp_path, monkeypatch):
+def test_the_instance_tries_lost_runs_again(tmp_path, monkeypatch):
     """``dagster.yaml`` as it is, read by Dagster."""
     monkeypatch.setenv("DAGSTER_HOME", str(PROJECT))
     monkeypatch.setenv(environment.DAGSTER_STORAGE, str(tmp_path))
     with dg.DagsterInstance.get() as instance:
         assert instance.run_retries_enabled
         assert instance.run_retries_max_retries == 1
-        assert not instance.run_retries_retry_on_asset_or_op_failure
+        assert instance.run_retries_retry_on_asset_or_op_failure
         assert instance.run_monitoring_enabled
         assert instance.run_launcher.supports_check_run_worker_health
         pools = instance.get_concurrency_config().pool_config

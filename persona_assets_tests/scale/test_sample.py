@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-
-import psycopg2
+from contextlib import closing
 
 from persona_assets.launcher import RAY_TAG
 from persona_assets_tests.conftest import PROJECT
@@ -38,25 +37,30 @@ def test_a_cell_on_a_second_node_with_the_database_restarted(project, postgres, 
             cluster.wait_for(2)
             backfill = start_backfill(server, CHAIN, keys)
             grid.wait(lambda: grid.landed(ours, keys) > 0, 600)
-            postgres.stop()
+            (lost,) = backfilled(server, backfill)["runs"]
+            postgres.cut_off(lost["runId"])
             time.sleep(2)
             postgres.start()
             grid.wait(lambda: grid.status(server, backfill) != "REQUESTED", 600)
             state = backfilled(server, backfill)
-            ids = [f"dagster-run-{run['runId']}" for run in state["runs"]]
-            grid.wait(lambda: {cluster.job(name)["status"] for name in ids} == {"SUCCEEDED"}, 120)
-            jobs = [cluster.job(name) for name in ids]
+            names = [f"dagster-run-{run['runId']}" for run in state["runs"]]
+            grid.wait(lambda: not cluster.at_work(node), 120)
+            jobs = [cluster.job(name) for name in names]
         finally:
             server.stop()
-        assert state["status"] == "COMPLETED_SUCCESS"
+        assert state["status"] == "COMPLETED_SUCCESS", state
         with grid.instance(ours, **postgres.variables, **address) as found:
             assert grid.problems(ours, found, keys) == []
     assert grid.others(ours, project, keys) == []
     assert whole.orphans(ours) is None
-    (job,), (run,) = jobs, state["runs"]
-    assert job["driver_agent_http_address"].endswith(f":{node.port}")
-    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
-    assert json.loads(tags[RAY_TAG]) == {"num_cpus": 1, "num_gpus": GPUS}
+    assert {name: job["status"] for name, job in zip(names, jobs)} == {
+        f"dagster-run-{lost['runId']}": "FAILED",
+        names[0]: "SUCCEEDED",
+    }
+    for job, run in zip(jobs, state["runs"]):
+        assert job["driver_agent_http_address"].endswith(f":{node.port}")
+        tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+        assert json.loads(tags[RAY_TAG]) == {"num_cpus": 1, "num_gpus": GPUS}
     told = json.dumps(jobs) + (ours.data / "dagster-dev.log").read_text("utf-8")
     assert PASSWORD not in told
 
@@ -77,18 +81,8 @@ def test_what_postgres_refuses_is_told_before_any_work(project, postgres, tmp_pa
     where = f"Dagster's Postgres database postgres at 127.0.0.1:{postgres.port} cannot be used"
     assert where in (wrong := said(PGPASSWORD="another"))
     assert "password authentication failed" in wrong
-    with (
-        psycopg2.connect(
-            host="127.0.0.1",
-            port=postgres.port,
-            user="dagster",
-            password=PASSWORD,
-            dbname="postgres",
-        ) as db,
-        db.cursor() as cursor,
-    ):
+    with closing(postgres.connect()) as db, db, db.cursor() as cursor:
         cursor.execute("CREATE ROLE guest LOGIN PASSWORD 'guest'")
-    db.close()
     assert "its user may make no tables there" in said(PGUSER="guest", PGPASSWORD="guest")
     postgres.stop()
     assert where in (away := said())
