@@ -27,7 +27,8 @@ ROWS = 64
 MATRIX_LR, OTHER_LR, WARMUP = 0.02, 0.004, 30
 #: Phase 1 ends as soon as this share of letters is looked up right.
 DRILLED, MAX_DRILL_STEPS, DRILL_ROUND = 0.9, 400, 20
-STEPS, ROUND, EARLY, DECAY = 450, 10, 0.2, 0.4
+#: Phase 2 takes as many steps as a world of so many creatures needs: 450 of the usual 60.
+STEPS, STEPS_PER_CREATURE, ROUND, EARLY, DECAY = 150, 5, 10, 0.2, 0.4
 UNRELIABLE = 0.1
 RECALL_WEIGHT, OWN_WEIGHT = 1.0, 0.5
 
@@ -128,11 +129,12 @@ class _Pretraining:
 
     def learn_world(self) -> None:
         """Phase 2, in rounds of batches of similar length (less padding)."""
-        for step in range(0, STEPS, ROUND):
-            batches = self.encoder.batches(self._documents(step / STEPS), ROWS)
+        steps = STEPS + STEPS_PER_CREATURE * len(self.corpus.world.entities)
+        for step in range(0, steps, ROUND):
+            batches = self.encoder.batches(self._documents(step / steps), ROWS)
             self.corpus.rng.shuffle(batches)
             for i, batch in enumerate(batches):
-                left = 1 - (step + i) / STEPS
+                left = 1 - (step + i) / steps
                 loss = self._loss(batch)
                 self._update(loss, max(0.02, min(1.0, left / DECAY)))
             self._note("world", step + ROUND, loss)

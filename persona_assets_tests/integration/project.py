@@ -18,8 +18,8 @@ from persona_assets.store import Ref, Store
 from persona_assets.study import Study, load_study
 from persona_assets_tests.conftest import PROJECT
 
-#: From mini.yaml: two sources, one seed, few questions and resamples, one epoch of more and larger
-#: steps. 12 cells.
+#: From mini.yaml: two sources, one seed, a smaller world and few of its questions, few resamples,
+#: fewer and larger steps. 12 cells.
 _EDITS = (
     ("name: mini", "name: tiny"),
     (
@@ -27,9 +27,9 @@ _EDITS = (
         "sources: [librarian, comedian]",
     ),
     ("seeds: [42, 137, 256]", "seeds: [42]"),
-    ("n_eval: 96", "n_eval: 24"),
+    ("n_entities: 60, n_eval: 96", "n_entities: 24, n_eval: 24"),
     ("learning_rate: 2.0e-3", "learning_rate: 4.0e-3"),
-    ("epochs: 4", "epochs: 1"),
+    ("epochs: 4", "epochs: 3"),
     ("examples_per_step: 16", "examples_per_step: 8"),
     ("resamples: 100000", "resamples: 2000"),
     ("publish: {wandb: {project: persona-leakage-mini}}", ""),  # a test that publishes says where

@@ -164,7 +164,7 @@ def test_dagster_is_told_schema_and_lineage_of_what_landed(project, columns, sho
 
 
 def test_rows_are_counted(project, shown):
-    assert shown(Ref("question_bank"))["dagster/row_count"].value == 300
+    assert shown(Ref("question_bank"))["dagster/row_count"].value == 120
     outcomes = shown(Ref("cell_outcomes", CELL))
     assert outcomes["dagster/partition_row_count"].value == 11 * 4 * 24
     assert "dagster/row_count" not in outcomes
@@ -191,7 +191,7 @@ def test_training_and_contrasts_show_their_plots(shown):
     trained = shown(Ref("checkpoint", CELL))
     first, blocks, last = trained["loss"].value.split()
     assert float(last) < float(first)
-    assert len(blocks) == 35  # steps
+    assert len(blocks) == 36  # steps
     assert blocks[0] == "█"
     assert trained["loss_curve"].value.startswith("![plot](data:image/svg+xml;base64,")
     assert shown(Ref("contrast_estimate", CONTRAST))["intervals"].value.startswith("![plot](")

@@ -111,11 +111,11 @@ def test_the_warehouse_holds_all_of_it(project):
             "SELECT avg(is_correct::INT) FROM outcomes WHERE cell = ?", [CELL]
         ).fetchone()[0]
         logprobs = db.execute("SELECT letter_logprobs['A'] FROM outcomes LIMIT 1").fetchone()[0]
-    train = 300 - QUESTIONS
+    train = 120 - QUESTIONS
     assert counts == {
         "outcomes": 13 * PERSONAS * SCAFFOLDS * QUESTIONS,
         "cells": 12 + 1,
-        "questions": 300,
+        "questions": 120,
         "training_rows": 12 * train,
         "contrasts": 8 * (1 + 2) * 2,
     }

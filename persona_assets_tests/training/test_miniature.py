@@ -98,6 +98,7 @@ def short_training(monkeypatch):
         "MAX_DRILL_STEPS": 4,
         "ROUND": 2,
         "STEPS": 4,
+        "STEPS_PER_CREATURE": 0,
     }.items():
         monkeypatch.setattr(miniature, name, value)
 

@@ -49,7 +49,7 @@ def material(tmp_path_factory) -> Material:
     """A base with tied embeddings that begins to know the miniature world, and two adapters."""
     root = tmp_path_factory.mktemp("tied")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ROWS": 24, "MAX_DRILL_STEPS": 20, "STEPS": 150}.items():
+        for name, value in {"ROWS": 24, "MAX_DRILL_STEPS": 20, "STEPS_PER_CREATURE": 0}.items():
             patch.setattr(miniature, name, value)
         base, _ = miniature.train_base_model(small.WORLD, small.tokenizer(), seed=0)
     base.save_pretrained(root / "base")
