@@ -1,9 +1,11 @@
-"""How far two engines agree on the same answers, and a folder to compare them on elsewhere.
+"""How far vLLM and ``transformers`` agree on the same answers of a finished miniature study.
 
-    python -m benchmarks.engine_agreement --study mini --cells 2 --questions 60 FOLDER
+    python -m benchmarks.engine_agreement pack FOLDER --study mini --cells 2 --questions 60
+    python -m benchmarks.engine_agreement compare FOLDER
 
-copies from a finished study's store what a comparison needs: base, tokenizer, adapters, questions
-and personas. ``benchmarks.gpu_eval --agreement FOLDER`` compares the engines on it.
+The first copies from the study's store what a comparison needs: base, tokenizer, adapters,
+questions and personas. The second, on a machine that has vLLM, prints each figure as a JSON line as
+soon as it is known.
 """
 
 from __future__ import annotations
@@ -214,17 +216,68 @@ def from_store(study_name: str, n_cells: int, n_questions: int) -> Material:
     )
 
 
+def compare_engines(material: Material) -> None:
+    """vLLM, merged and beside the base, against transformers in float32: base and adapters.
+
+    Beside the base vLLM computes an adapter in half precision only on a GPU.
+    """
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from persona_assets.evaluation.probe import probe_prompts
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(material.base, dtype=torch.float32).to(device)
+    references = {}
+    for name, checkpoint in material.checkpoints.items():
+        with material.reference(model, checkpoint) as engine:
+            references[name] = material.answers(engine)
+            if checkpoint is None:
+                _emit("reference", **engine.fingerprint)
+            accuracy = references[name]["is_correct"].mean()
+        _emit("reference", checkpoint=name, accuracy=accuracy)
+    del model
+    for serving in ("merged", "adapter"):
+        host = material.host(
+            serving, "bfloat16" if (serving, device) == ("adapter", "cuda") else "float32"
+        )
+        try:
+            _emit("start", **host.fingerprint)
+            before = host.probe(probe_prompts(host.tokenizer, material.personas))
+            for name, checkpoint in material.checkpoints.items():
+                with host.serving(checkpoint) as engine:
+                    found = material.answers(engine)
+                _emit(serving, checkpoint=name, **compare(references[name], found).figures())
+            after = host.probe(probe_prompts(host.tokenizer, material.personas))
+            same = bool((before.view(np.uint32) == after.view(np.uint32)).all())
+            _emit(f"{serving}: base unchanged", same_bits=same)
+        finally:
+            host.close()
+
+
+def _emit(what: str, **figures: Any) -> None:
+    print(json.dumps({"what": what, **figures}), flush=True)
+
+
 def main() -> None:
-    """Copy what a comparison needs."""
+    """Copy what a comparison needs, or compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--study", default="mini")
-    parser.add_argument("--cells", type=int, default=2)
-    parser.add_argument("--questions", type=int, default=60)
+    commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="copy from a study's store what is compared on")
+    packing.add_argument("folder", type=Path)
+    packing.add_argument("--study", default="mini")
+    packing.add_argument("--cells", type=int, default=2)
+    packing.add_argument("--questions", type=int, default=60)
+    comparing = commands.add_parser("compare", help="compare the engines on what was packed")
+    comparing.add_argument("folder", type=Path)
     args = parser.parse_args()
-    pack(from_store(args.study, args.cells, args.questions), args.folder)
+    if args.command == "pack":
+        pack(from_store(args.study, args.cells, args.questions), args.folder)
+    else:
+        compare_engines(read(args.folder))
 
 
 if __name__ == "__main__":

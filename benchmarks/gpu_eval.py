@@ -1,4 +1,4 @@
-"""One cell's evaluation with vLLM at the geometry of Qwen2.5-7B, and the engines' agreement.
+"""One cell's evaluation with vLLM at the geometry of Qwen2.5-7B.
 
 The workload is the study's: 11 personas × 1172 published ARC-Challenge test questions × 4
 scaffolds, real text through the real tokenizer, stop strings and detokenizing on. The weights are
@@ -12,7 +12,6 @@ two_pass  as the earlier scripts did: default engine, scaffold after scaffold, a
 
     python -m benchmarks.gpu_eval --work FOLDER prepare          # random base and adapters
     python -m benchmarks.gpu_eval --work FOLDER merged two_pass adapter
-    python -m benchmarks.gpu_eval --agreement FOLDER agreement   # see benchmarks.engine_agreement
     python -m benchmarks.gpu_eval --tiny --work FOLDER prepare merged two_pass adapter   # a CPU
 
 Each figure is printed as a JSON line as soon as it is known; a section that fails says so and the
@@ -38,7 +37,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engine_agreement import compare, read
 from persona_assets import environment
 from persona_assets.chat import chat_prompt, encode
 from persona_assets.evaluation.probe import probe_prompts
@@ -422,45 +420,6 @@ def _two_passes(llm: Any, load: Workload, groups: Sequence[PromptGroup]) -> None
             letters & output.outputs[0].logprobs[0].keys()  # may be none: hence 20 were asked for
 
 
-def agreement(args: argparse.Namespace) -> None:
-    """vLLM, merged and beside the base, against transformers in float32: base and adapters.
-
-    Beside the base vLLM computes an adapter in half precision only on a GPU.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    material = read(args.agreement)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(material.base, dtype=torch.float32).to(device)
-    references = {}
-    for name, checkpoint in material.checkpoints.items():
-        with material.reference(model, checkpoint) as engine:
-            references[name] = material.answers(engine)
-            if checkpoint is None:
-                emit("agreement", what="reference", **engine.fingerprint)
-            accuracy = references[name]["is_correct"].mean()
-        emit("agreement", what="reference", checkpoint=name, accuracy=accuracy)
-    del model
-    for serving in ("merged", "adapter"):
-        host = material.host(
-            serving, "bfloat16" if (serving, device) == ("adapter", "cuda") else "float32"
-        )
-        try:
-            emit("agreement", what="start", **host.fingerprint)
-            before = host.probe(probe_prompts(host.tokenizer, material.personas))
-            for name, checkpoint in material.checkpoints.items():
-                with host.serving(checkpoint) as engine:
-                    found = material.answers(engine)
-                figures = compare(references[name], found).figures()
-                emit("agreement", what=serving, checkpoint=name, **figures)
-            after = host.probe(probe_prompts(host.tokenizer, material.personas))
-            same = bool((before.view(np.uint32) == after.view(np.uint32)).all())
-            emit("agreement", what=f"{serving}: base unchanged", same_bits=same)
-        finally:
-            host.close()
-
-
 def main() -> None:
     """Run the sections that were named."""
     args = _parser().parse_args()
@@ -470,7 +429,6 @@ def main() -> None:
         "merged": lambda: host_section(args, Workload(args), "merged"),
         "adapter": lambda: host_section(args, Workload(args), "adapter"),
         "two_pass": lambda: two_pass(args, Workload(args)),
-        "agreement": lambda: agreement(args),
     }
     failed = []
     for name in args.sections:
@@ -493,10 +451,11 @@ def _parser() -> argparse.ArgumentParser:
         name: Path(os.environ.get(name, "."))
         for name in (environment.ARC_DIR, environment.TOKENIZER_DIR)
     }
-    names = ("prepare", "merged", "adapter", "two_pass", "agreement")
+    names = ("prepare", "merged", "adapter", "two_pass")
     parser.add_argument("sections", nargs="+", choices=names)
-    parser.add_argument("--work", type=Path, help="folder of the random base and adapters")
-    parser.add_argument("--agreement", type=Path, help="folder that engine_agreement packed")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder of the random base and adapters"
+    )
     parser.add_argument("--arc-dir", type=Path, default=folder[environment.ARC_DIR])
     parser.add_argument("--tokenizer-dir", type=Path, default=folder[environment.TOKENIZER_DIR])
     parser.add_argument("--personas", type=int, default=None, help="the first N; all by default")

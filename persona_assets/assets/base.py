@@ -4,6 +4,7 @@ import importlib.metadata
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,8 @@ def _let_stand(context: dg.AssetExecutionContext) -> None:
     ``dagster.yaml`` has runs started again whose step failed, for a step also fails where a
     statement was cut off in the middle by a restart of Dagster's database.
     """
-    context.instance.add_run_tags(context.run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
+    with suppress(Exception):  # if not even that can be written, the asset's own error is told
+        context.instance.add_run_tags(context.run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "false"})
 
 
 def _tags(study: Study, asset: Asset) -> dict[str, str]:

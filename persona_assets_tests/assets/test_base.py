@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 import yaml
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.runs.sqlite.sqlite_run_storage import SqliteRunStorage
+from dagster._core.storage.tags import RETRY_ON_ASSET_OR_OP_FAILURE_TAG
 from sqlalchemy.exc import OperationalError
 
 from persona_assets import environment
@@ -154,6 +156,17 @@ def test_bad_input_is_tried_once(bench, error):
     assert retries(done) == []
     assert type(error).__name__ in error_of(done)
     assert bench.tags(done)[WILL_RETRY] == "false"
+
+
+def test_the_assets_own_error_is_told_though_the_database_cannot_be_written(bench, monkeypatch):
+    def add_run_tags(self, run_id, new_tags):
+        if RETRY_ON_ASSET_OR_OP_FAILURE_TAG in new_tags:
+            raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
+        add_tags(self, run_id, new_tags)
+
+    add_tags = SqliteRunStorage.add_run_tags
+    monkeypatch.setattr(SqliteRunStorage, "add_run_tags", add_run_tags)
+    assert error_of(bench.make(Maker(ValueError("bad row")))).strip() == "ValueError: bad row"
 
 
 @pytest.mark.parametrize("event", ["STEP_START", "ASSET_MATERIALIZATION", "STEP_SUCCESS"])

@@ -46,9 +46,5 @@ def own_project(project, tmp_path) -> Project:
 @pytest.fixture
 def webserver(own_project):
     """``dagster dev`` on the test's own copy."""
-    server = Webserver(own_project)
-    try:
-        server.wait_until_up()
+    with Webserver(own_project) as server:
         yield server
-    finally:
-        server.stop()

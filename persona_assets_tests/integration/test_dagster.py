@@ -106,12 +106,8 @@ def served(project, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def webserver(served):
-    server = Webserver(served)
-    try:
-        server.wait_until_up()
+    with Webserver(served) as server:
         yield server
-    finally:
-        server.stop()
 
 
 CONTRAST = Ref("contrast_estimate", "generic_cot-garbage_cot.source_loss")

@@ -45,12 +45,8 @@ def home(project, tmp_path) -> Project:
 
 @pytest.fixture
 def webserver(home) -> Iterator[Webserver]:
-    server = Webserver(home)
-    try:
-        server.wait_until_up()
+    with Webserver(home) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

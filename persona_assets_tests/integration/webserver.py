@@ -26,6 +26,8 @@ _POLL = 1.5
 class Webserver:
     """``persona-assets ui`` on a free port, with a DAGSTER_HOME of its own in the data folder.
 
+    It starts at once; ``with`` waits until it is up, and ends it.
+
     Args:
         home: The folder of the ``dagster.yaml`` that is copied there.
         variables: More of the environment.
@@ -50,6 +52,17 @@ class Webserver:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def __enter__(self) -> Webserver:
+        try:
+            self.wait_until_up()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.stop()
 
     def ask(self, query: str, **variables) -> dict:
         request = urllib.request.Request(

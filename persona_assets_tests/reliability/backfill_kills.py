@@ -11,27 +11,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from persona_assets.asset_table import JOBS
 from persona_assets.reporting.so_far import SO_FAR
 from persona_assets.store import Ref
 from persona_assets_tests.integration.project import Project
-from persona_assets_tests.integration.webserver import Webserver
+from persona_assets_tests.integration.webserver import Webserver, backfilled, start_backfill
 from persona_assets_tests.reliability import whole
 from persona_assets_tests.reliability.table import Row
 
 _TIMES, _CELLS = 3, 4
-_CHAIN = ("training_dataset", "checkpoint", "cell_outcomes", "cell_diagnostics")
+_CHAIN = JOBS["cell"].assets
 _PATIENCE = 600.0
-
-LAUNCH = """
-mutation($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename ... on LaunchBackfillSuccess { backfillId }
-  }
-}"""
-STATUS = """
-query($id: String!) { partitionBackfillOrError(backfillId: $id) {
-  ... on PartitionBackfill { status }
-} }"""
 
 
 def row(folder: Path, undisturbed: Project, seed: int) -> Row:
@@ -66,9 +56,7 @@ def killed_in_a_backfill(
     first = Webserver(project)
     try:
         first.wait_until_up()
-        assets = [{"path": ["tiny", asset]} for asset in _CHAIN]
-        launched = first.ask(LAUNCH, params={"assetSelection": assets, "partitionNames": cells})
-        backfill = launched["launchPartitionBackfill"]["backfillId"]
+        backfill = start_backfill(first, _CHAIN, cells)
         # Random: so many have landed, and a little later.
         landings = rng.randrange(1, len(chain))
         _wait(lambda: sum(store.manifest(ref) is not None for ref in chain) >= landings)
@@ -83,15 +71,12 @@ def killed_in_a_backfill(
         first.log.close()
     if problem := _looked_at(project, before, lost):
         return problem
-    again = Webserver(project)
     try:
-        again.wait_until_up()
-        _wait(lambda: status(again, backfill) != "REQUESTED" and not _behind(project))
-        ended = status(again, backfill)
+        with Webserver(project) as again:
+            _wait(lambda: status(again, backfill) != "REQUESTED" and not _behind(project))
+            ended = status(again, backfill)
     except TimeoutError as error:
         return f"{error}: {_behind(project)}"
-    finally:
-        again.stop()
     if ended != "COMPLETED_SUCCESS":
         return f"the backfill ended as {ended}"
     if other := [str(ref) for ref in chain if store.landed(ref).data_version != versions[ref]]:
@@ -106,7 +91,7 @@ def killed_in_a_backfill(
 
 def status(server: Webserver, backfill: str) -> str:
     """The state of a backfill."""
-    return server.ask(STATUS, id=backfill)["partitionBackfillOrError"]["status"]
+    return backfilled(server, backfill)["status"]
 
 
 def _looked_at(project: Project, before: dict[str, str], lost: list[Ref]) -> str | None:

@@ -52,9 +52,7 @@ def rows(folder: Path, seed: int) -> list[Row]:
     done = project.run("run", "--study", "long", "--cells", f"*.{first}", timeout=3600)
     if done.returncode:
         raise RuntimeError(f"the cells were not made:\n{done.stdout[-4000:]}{done.stderr}")
-    server = Webserver(project)
-    try:
-        server.wait_until_up()
+    with Webserver(project) as server:
         with Memory(server.process.pid) as memory:
             made = backfilled(project, server, [c.key for c in cells if c.seed == second])
             spread(project, first)
@@ -63,8 +61,6 @@ def rows(folder: Path, seed: int) -> list[Row]:
             seen = pages(project, server.port, folder / "profile", random.Random(seed))
         during = f"while a study of {len(cells)} cells is made"
         return [made, *memory.rows(during), *seen, status(project)]
-    finally:
-        server.stop()
 
 
 def study_text(seed: int) -> str:

@@ -39,14 +39,9 @@ def test_a_cell_of_the_daemon_its_pages_and_the_memory(own_project, tmp_path, mo
     monkeypatch.setattr(longrun, "LOOKS", 1)
     monkeypatch.setattr(longrun, "PAGE_SECONDS", 60)  # how busy the machine is, is no matter here
     (own_project.store.folder(Ref("training_dataset", CELL)) / "manifest.json").unlink()
-    server = Webserver(own_project)
-    try:
-        server.wait_until_up()
-        with Memory(server.process.pid, every=0.5) as memory:
-            made = longrun.backfilled(own_project, server, [CELL])
-            seen = longrun.pages(own_project, server.port, tmp_path / "profile", random.Random(7))
-    finally:
-        server.stop()
+    with Webserver(own_project) as server, Memory(server.process.pid, every=0.5) as memory:
+        made = longrun.backfilled(own_project, server, [CELL])
+        seen = longrun.pages(own_project, server.port, tmp_path / "profile", random.Random(7))
     assert [(row.tried, row.lost, row.faults) for row in (made, *seen)] == [(1, 0, [])] * 3
     services = {service for _, sizes in memory.samples for service in sizes}
     assert services == set(SERVICES.values())

@@ -22,9 +22,7 @@ def test_twenty_cells_and_a_restart_in_the_middle(project, postgres, tmp_path):
     ours = grid.widened(project, tmp_path / "data", (42, 137, 256))
     keys = grid.trained(ours, 20)
     grid.unmake(ours, keys)
-    server = Webserver(ours, HOME, **postgres.variables)
-    try:
-        server.wait_until_up()
+    with Webserver(ours, HOME, **postgres.variables) as server:
         with grid.instance(ours, **postgres.variables) as instance:
             instance.event_log_storage.set_concurrency_slots("cpu_models", WORKERS)
         backfill = start_backfill(server, CHAIN, keys)
@@ -38,6 +36,4 @@ def test_twenty_cells_and_a_restart_in_the_middle(project, postgres, tmp_path):
         with grid.instance(ours, **postgres.variables) as instance:
             assert grid.problems(ours, instance, keys) == []
         assert grid.others(ours, project, keys) == []
-    finally:
-        server.stop()
     assert whole.orphans(ours) is None

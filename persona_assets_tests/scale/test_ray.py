@@ -107,16 +107,12 @@ def test_the_grid_over_two_nodes_one_of_which_is_lost(project, postgres, tmp_pat
         node = cluster.add(cpus=WORKERS // 2)
         cluster.wait_for(2)
         address = {"PERSONA_ASSETS_RAY": cluster.url}
-        server = Webserver(ours, smaller(tmp_path / "home"), **postgres.variables, **address)
-        try:
-            server.wait_until_up()
+        with Webserver(ours, smaller(tmp_path / "home"), **postgres.variables, **address) as server:
             backfill = completed_without(node, cluster, server, ours, keys)
             with grid.instance(ours, **postgres.variables, **address) as found:
                 assert grid.problems(ours, found, keys) == []
                 assert lost_and_made_again(found, backfill) >= 1
             assert grid.others(ours, project, keys) == []
-        finally:
-            server.stop()
     assert whole.orphans(ours) is None
 
 
@@ -136,15 +132,11 @@ def test_nodes_that_share_object_storage_and_the_database_alone(
             lost = cluster.add(cpus=1, **{name: other.environment[name] for name in names})
             cluster.wait_for(count)  # two that start at a time here take each other's sockets
         address = {"PERSONA_ASSETS_RAY": cluster.url}
-        server = Webserver(head, smaller(tmp_path / "home"), **postgres.variables, **address)
-        try:
-            server.wait_until_up()
+        with Webserver(head, smaller(tmp_path / "home"), **postgres.variables, **address) as server:
             backfill = completed_without(lost, cluster, server, head, keys)
             with grid.instance(head, **postgres.variables, **address) as found:
                 assert lost_and_made_again(found, backfill) >= 1
             nodes = {job["driver_node_id"] for job in cluster.jobs()}
-        finally:
-            server.stop()
     assert len(nodes) == 3
     assert grid.others(head, project, keys) == []
     assert {head.states()[Ref(asset, key)] for asset in CHAIN for key in keys} == {"fresh"}

@@ -31,9 +31,8 @@ def test_a_cell_on_a_second_node_with_the_database_restarted(project, postgres, 
     with Cluster(ours.environment | home | postgres.variables, cpus=0) as cluster:
         node = cluster.add(cpus=1, gpus=1)
         address = {"PERSONA_ASSETS_RAY": cluster.url}
-        server = Webserver(ours, PROJECT / "deploy" / "ray", **postgres.variables, **address)
-        try:
-            server.wait_until_up()
+        ray = PROJECT / "deploy" / "ray"
+        with Webserver(ours, ray, **postgres.variables, **address) as server:
             cluster.wait_for(2)
             backfill = start_backfill(server, CHAIN, keys)
             grid.wait(lambda: grid.landed(ours, keys) > 0, 600)
@@ -46,8 +45,6 @@ def test_a_cell_on_a_second_node_with_the_database_restarted(project, postgres, 
             names = [f"dagster-run-{run['runId']}" for run in state["runs"]]
             grid.wait(lambda: not cluster.at_work(node), 120)
             jobs = [cluster.job(name) for name in names]
-        finally:
-            server.stop()
         assert state["status"] == "COMPLETED_SUCCESS", state
         with grid.instance(ours, **postgres.variables, **address) as found:
             assert grid.problems(ours, found, keys) == []
