@@ -252,18 +252,22 @@ def spoil(project, condition: str) -> None:
 
 
 def test_consumers_refuse_a_failed_partition_across_runs(served, webserver):
-    """A range of datasets is backfilled, one fails a blocking check; then its checkpoint."""
-    failed, good = "comedian.scrambled_english_cot.42", "comedian.contradicting_cot.42"
+    """A range of datasets is backfilled, one fails a blocking check; then their checkpoints."""
+    failed, *good = (
+        f"{condition}.42"
+        for condition in ("comedian.scrambled_english_cot", "comedian.contradicting_cot")
+    )
     spoil(served, failed.removesuffix(".42"))
-    (served.store.folder(Ref("checkpoint", failed)) / "manifest.json").unlink()
+    for cell in (failed, *good):
+        (served.store.folder(Ref("checkpoint", cell)) / "manifest.json").unlink()
     config = forced("training_dataset")
-    datasets = backfill(webserver, ["training_dataset"], [failed, good], runConfigData=config)
+    datasets = backfill(webserver, ["training_dataset"], [failed, *good], runConfigData=config)
     assert {cell: status for cell, (_, status) in datasets.items()} == {
         failed: "FAILURE",
-        good: "SUCCESS",
+        **dict.fromkeys(good, "SUCCESS"),
     }
     key = {"path": ["tiny", "training_dataset"]}
-    for cell, passed in ((failed, False), (good, True)):
+    for cell, passed in ((failed, False), *((cell, True) for cell in good)):
         seen = webserver.ask(CHECKED, key=key, check="target_letters", partition=cell)
         (execution,) = seen["assetCheckExecutions"]
         assert execution["runId"] == datasets[cell][0]
@@ -274,13 +278,19 @@ def test_consumers_refuse_a_failed_partition_across_runs(served, webserver):
     (check,) = (check for check in checks if check["name"] == "target_letters")
     assert check["blocking"]
     assert check["partitionStatuses"]["failedPartitions"] == [failed]
-    assert good in check["partitionStatuses"]["succeededPartitions"]
+    assert set(good) < set(check["partitionStatuses"]["succeededPartitions"])
 
-    run_id, status = launch(webserver, "cell", failed, "checkpoint")
-    assert status == "FAILURE"
-    said = refusal(webserver, run_id)
+    checkpoints = backfill(webserver, ["checkpoint"], [failed, *good])
+    assert {cell: status for cell, (_, status) in checkpoints.items()} == {
+        failed: "FAILURE",
+        **dict.fromkeys(good, "SUCCESS"),
+    }
+    said = refusal(webserver, checkpoints[failed][0])
     assert f"checkpoint[{failed}] cannot be made yet" in said
     assert f"training_dataset[{failed}] failed its blocking checks: " in said
     assert "target_letters" in said
     assert f"Materialize partition {failed} of training_dataset first." in said
     assert served.store.manifest(Ref("checkpoint", failed)) is None
+    for cell in good:
+        landed = served.store.landed(Ref("checkpoint", cell))
+        assert landed.provenance.run_id == checkpoints[cell][0]

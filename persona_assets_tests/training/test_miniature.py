@@ -125,6 +125,13 @@ def test_training_is_decided_by_its_seed_alone(tokenizer, short_training):
     ]
 
 
+def test_a_larger_world_is_learned_for_longer(tokenizer, short_training, monkeypatch):
+    monkeypatch.setattr(miniature, "STEPS_PER_CREATURE", 1)
+    _, log = train_base_model(WORLD, tokenizer, seed=3)
+    (*_, last) = log
+    assert (last["phase"], last["step"]) == ("world", 4 + len(WORLD.entities))
+
+
 def test_every_layer_learns(tokenizer, short_training):
     fresh = miniature.new_model(tokenizer, seed=3).state_dict()
     model, _ = train_base_model(WORLD, tokenizer, seed=3)
